@@ -1,0 +1,1 @@
+"""The commands of distillcache: arguments in, one library call, result out."""

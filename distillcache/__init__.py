@@ -1,0 +1,1 @@
+"""The two-stage distiller: teach once, learn as often as you like."""

@@ -1,0 +1,34 @@
+"""The errors a user can mend. One line each: where, what is wrong, what was found, what to do."""
+
+__all__ = [
+    "CacheError",
+    "CorruptError",
+    "DistillcacheError",
+    "MismatchError",
+    "MissingShardError",
+    "UnsupportedError",
+]
+
+
+class DistillcacheError(Exception):
+    """Base of every error that the user can mend; its text is one complete line."""
+
+
+class CacheError(DistillcacheError):
+    """A cache folder that cannot be used as it is."""
+
+
+class CorruptError(CacheError):
+    """Bytes on disk that are not what was written: cut, altered, or never a shard."""
+
+
+class UnsupportedError(CacheError):
+    """A format version or codec that this release does not read."""
+
+
+class MismatchError(CacheError):
+    """Parts that do not belong together: another plan, teacher, tokenizer or codec."""
+
+
+class MissingShardError(CacheError):
+    """A sequence whose shard has not been taught yet."""
