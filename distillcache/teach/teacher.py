@@ -1,0 +1,382 @@
+"""A teacher: a causal model ready to be read, its tokenizer, its output head, and who it is.
+
+From a folder, a hub name or a GGUF file.
+Checked for what makes a teacher useless without an error: weights that are not there, a view of what comes,
+logits that are not numbers, a text that it finds absurd.
+Knows nothing of corpora or caches.
+
+B sequences, T positions, V vocabulary.
+"""
+
+import contextlib
+import hashlib
+import importlib.util
+import json
+import logging
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub import errors as hub_errors
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.utils import logging as transformers_logging
+from transformers.utils.hub import cached_file
+
+from distillcache.device import pick_device, pick_dtype
+from distillcache.errors import DistillcacheError, TeacherError
+from distillcache.head import OutputHead
+from distillcache.teach.keep import chunk_rows
+from distillcache.tokenizer import load_tokenizer, valid_ids
+
+__all__ = ["Probe", "Teacher", "load_teacher", "probe_perplexity", "weights_fingerprint"]
+
+PROBE_TEXT = (
+    "The quick brown fox jumps over the lazy dog, and nobody asks why.\n"
+    "def add(a: int, b: int) -> int:\n    return a + b\n"
+    "Water boils at 100 degrees Celsius at sea level; higher up it boils sooner."
+)
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A model to be read, in evaluation mode and without gradients, and what a cache says about it."""
+
+    model: PreTrainedModel
+    head: OutputHead
+    tokenizer: Any
+    name: str  # the hub's, or the last part of a path
+    revision: str | None  # the hub's commit
+    sha256: str  # of the weights, see `weights_fingerprint`
+    dtype: torch.dtype
+    device: torch.device  # where token ids go in
+    vocab_size: int  # V, the width of the logits
+    num_parameters: int
+    valid_V: Tensor  # bool on `device`: ids that the tokenizer has
+
+    @property
+    def num_valid(self) -> int:
+        """Ids that the tokenizer has: the largest K."""
+        return int(self.valid_V.sum())
+
+
+@dataclass(frozen=True)
+class Probe:
+    """How a teacher finds real text: `warning` is None where it seems at home in it."""
+
+    perplexity: float  # exp of the mean cross-entropy, over valid ids
+    num_positions: int
+    warning: str | None
+
+
+def load_teacher(
+    name: str,
+    *,
+    gguf_file: str | None = None,
+    revision: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    trust_remote_code: bool = False,
+) -> Teacher:
+    """The teacher of a folder or a hub name, or of a GGUF file in there; `name` may be that file itself.
+
+    `dtype` and `device` as in `distillcache.device`; `device="split"` spreads one model over all GPUs.
+    Raises TeacherError for what cannot be found, loaded or used, ConfigError for dtype, device and tokenizer.
+    """
+    where = Path(name).expanduser()
+    if gguf_file is None and where.suffix == ".gguf" and where.is_file():
+        where, gguf_file = where.parent, where.name
+    is_local = where.is_dir()
+    source = str(where) if is_local else name
+    shown = f"{name}/{gguf_file}" if gguf_file and not name.endswith(".gguf") else name
+    _check_place(name, where, gguf_file)
+    target = pick_device("auto" if device == "split" else device)
+    torch_dtype = pick_dtype(dtype, target)
+
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    if gguf_file is not None:
+        options["gguf_file"] = gguf_file
+    with quiet_transformers(), _one_line(shown):
+        if gguf_file is None:
+            config = AutoConfig.from_pretrained(source, **options)
+            _check_causal(shown, config)
+        else:
+            # Without this the weights stay in GGUF blocks, slower to multiply.
+            options["quantization_config"] = GgufConfig(dequantize=True)
+        if device == "split":
+            options["device_map"] = "auto"
+        elif target.type != "cpu":
+            options["device_map"] = {"": target}  # straight to the device, never whole in memory
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source, dtype=torch_dtype, output_loading_info=True, **options
+        )
+    model: PreTrainedModel = loaded[0]
+    missing = sorted(loaded[1]["missing_keys"])
+    if missing:
+        raise TeacherError(
+            f"{shown}: weights are missing and would be random; found none for {missing[0]} "
+            f"and {len(missing) - 1} others; load a complete causal language model"
+        )
+    model.eval()  # type: ignore[no-untyped-call]
+    model.requires_grad_(False)
+    with quiet_transformers(), _one_line(shown):
+        tokenizer = load_tokenizer(source, gguf_file=gguf_file, revision=revision)
+
+    with torch.inference_mode(), quiet_transformers():
+        probe_ids_1T = torch.tensor([tokenizer.encode(PROBE_TEXT)], dtype=torch.long)
+        _check_ids(shown, probe_ids_1T, model)
+        head = OutputHead.of(model, probe_ids_1T)
+        vocab_size = _check_probe(shown, head, probe_ids_1T)
+    commit = getattr(model.config, "_commit_hash", None)
+    folder = where if is_local else _snapshot_folder(name, gguf_file, revision)
+    return Teacher(
+        model=model,
+        head=head,
+        tokenizer=tokenizer,
+        name=_public_name(where, name, gguf_file, is_local),
+        revision=None if is_local else commit,
+        sha256=weights_fingerprint(folder, gguf_file),
+        dtype=torch_dtype,
+        device=head.device,
+        vocab_size=vocab_size,
+        num_parameters=sum(each.numel() for each in model.parameters()),
+        valid_V=torch.as_tensor(valid_ids(tokenizer, vocab_size)).to(head.device),
+    )
+
+
+def weights_fingerprint(folder: Path, gguf_file: str | None = None) -> str:
+    """sha256, in hex, that tells one teacher's weights from another's, in seconds for any size.
+
+    Over, for every weight file by rising name: name, size, first and last MiB, 4 KiB at each MiB between;
+    then the bytes of `config.json`.
+    Of a GGUF file just that file.
+    Weight files are those an index names, else `model.safetensors`, else their `pytorch_model` forerunners.
+
+    Detects another model, another training run (every weight moves), another dtype or quantisation, another
+    config, and a file that is cut, renamed or altered at its ends.
+    Does not detect an edit of a few weights that spares the 0.4 % of bytes that are read, nor forgery.
+    Raises TeacherError if there is no weight file.
+    """
+    digest = hashlib.sha256()
+    files = [folder / gguf_file] if gguf_file is not None else _weight_files(folder)
+    for file in sorted(files, key=lambda each: each.name):
+        size = file.stat().st_size
+        digest.update(f"{file.name}\0{size}\0".encode())
+        with file.open("rb") as stream:
+            digest.update(stream.read(MIB))
+            for start in range(MIB, size - MIB, MIB):
+                stream.seek(start)
+                digest.update(stream.read(4096))
+            if size > MIB:
+                stream.seek(max(MIB, size - MIB))
+                digest.update(stream.read(MIB))
+    if gguf_file is None:
+        digest.update((folder / "config.json").read_bytes())
+    return digest.hexdigest()
+
+
+@torch.inference_mode()
+def probe_perplexity(
+    teacher: Teacher, sequences: Sequence[Sequence[int] | np.ndarray], *, limit: float = 1000.0
+) -> Probe:
+    """Perplexity of the teacher on real token ids, a few sequences of what it is about to teach.
+
+    A wrong BOS or a broken conversion makes a teacher talk garbage without an error.
+    A sound one finds its own kind of text far below `limit`; guessing gives the size of the vocabulary.
+    Raises TeacherError if its logits are not finite, or no sequence has two tokens.
+    """
+    loss_sum, num_positions = 0.0, 0
+    valid_V = teacher.valid_V
+    for number, sequence in enumerate(sequences):
+        ids_T = torch.as_tensor(np.asarray(sequence, dtype=np.int64))
+        positions_N = torch.arange(max(0, len(ids_T) - 1))
+        targets_N = ids_T[1:]
+        start = 0
+        for logits_nV in teacher.head.rows_logits(
+            ids_T[None],
+            None,
+            torch.zeros_like(positions_N),
+            positions_N,
+            chunk_rows(teacher.vocab_size, teacher.device),
+        ):
+            logits_nV = logits_nV.masked_fill(~valid_V.to(logits_nV.device), -math.inf)
+            targets_n = targets_N[start : start + len(logits_nV)].to(logits_nV.device)
+            losses_n = torch.nn.functional.cross_entropy(logits_nV, targets_n, reduction="none")
+            bad_n = ~torch.isfinite(losses_n)
+            if bad_n.any():
+                position = start + int(bad_n.nonzero()[0])
+                raise TeacherError(
+                    f"{teacher.name}: logits are not finite; found nan or inf at sequence {number}, "
+                    f"position {position} of the probe; try --dtype bf16 or fp32"
+                )
+            loss_sum += float(losses_n.double().sum())
+            start += len(logits_nV)
+        num_positions += start
+    if num_positions == 0:
+        raise TeacherError(f"{teacher.name}: nothing to probe it with; found no sequence of two tokens")
+    perplexity = math.exp(loss_sum / num_positions)
+    warning = None
+    if perplexity > limit:
+        warning = (
+            f"{teacher.name}: finds this text absurd; found perplexity {perplexity:,.0f} "
+            f"on {num_positions:,} tokens, where {limit:,.0f} is far too much; "
+            "check its BOS token, its chat template and its conversion"
+        )
+    return Probe(perplexity, num_positions, warning)
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars and no warnings of transformers inside, all as it was after."""
+    bars, hub_bars = transformers_logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
+    level = transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    disable_progress_bars()
+    transformers_logging.set_verbosity(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+        (enable_progress_bars if hub_bars else disable_progress_bars)()
+
+
+def _check_place(name: str, where: Path, gguf_file: str | None) -> None:
+    """Refuse what can be told wrong before anything is loaded."""
+    if gguf_file is not None and importlib.util.find_spec("gguf") is None:
+        raise TeacherError(
+            f"{name}: a GGUF file needs the package gguf; found none; pip install 'distillcache[demo]'"
+        )
+    if where.is_file():
+        raise TeacherError(f"{name}: is a file; name a folder, a hub model or a .gguf file")
+    if not where.is_dir():
+        if name.startswith(("/", ".", "~")) or name.count("/") > 1 or "\\" in name:
+            raise TeacherError(
+                f"{name}: no such folder; name a folder of a transformers model or a hub model"
+            )
+        return
+    if gguf_file is not None:
+        if not (where / gguf_file).is_file():
+            found = ", ".join(sorted(each.name for each in where.glob("*.gguf"))) or "no .gguf file"
+            raise TeacherError(f"{name}: no {gguf_file} in this folder; found {found}")
+        return
+    if not (where / "config.json").is_file():
+        gguf = sorted(each.name for each in where.glob("*.gguf"))
+        if gguf:
+            raise TeacherError(f"{name}: no config.json; found {', '.join(gguf)}; pass --gguf-file {gguf[0]}")
+        raise TeacherError(f"{name}: no config.json; name the folder of a transformers model")
+    _weight_files(where)
+
+
+def _check_causal(shown: str, config: Any) -> None:
+    auto_map = getattr(config, "auto_map", None) or {}
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or "AutoModelForCausalLM" in auto_map:
+        return
+    found = ", ".join(getattr(config, "architectures", None) or [config.model_type])
+    raise TeacherError(
+        f"{shown}: not a causal language model; found {found}; a teacher predicts the next token"
+    )
+
+
+def _check_ids(shown: str, ids_1T: Tensor, model: PreTrainedModel) -> None:
+    embedding: Any = model.get_input_embeddings()
+    num_ids = embedding.weight.shape[0]
+    largest = int(ids_1T.max()) if ids_1T.numel() else None
+    if largest is None or ids_1T.shape[1] < 2 or largest >= num_ids:
+        raise TeacherError(
+            f"{shown}: its tokenizer is not this model's; found id {largest} for {num_ids} embeddings; "
+            "take tokenizer and weights from one place"
+        )
+
+
+def _check_probe(shown: str, head: OutputHead, ids_1T: Tensor) -> int:
+    """The width of the logits; refuses what is no number, and a model that sees what it is to predict."""
+    logits_1TV = head.model_logits(ids_1T)
+    if not torch.isfinite(logits_1TV).any(2).all():
+        raise TeacherError(
+            f"{shown}: its logits are not numbers; found nan or inf on a probe; try --dtype bf16 or fp32"
+        )
+    other_1T = ids_1T.clone()
+    other_1T[0, -1] = ids_1T[0, 0] if ids_1T[0, -1] != ids_1T[0, 0] else ids_1T[0, 1]
+    change = (head.model_logits(other_1T) - logits_1TV)[0, :-1].abs().max()
+    # Same shapes, so even in bf16 a causal model repeats itself but for the order of sums.
+    if change > 0.05 * logits_1TV.abs().max():
+        raise TeacherError(
+            f"{shown}: not a causal language model; found that a later token changes earlier predictions; "
+            "name a decoder"
+        )
+    return int(logits_1TV.shape[2])
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
+        index = folder / f"{stem}.{suffix}.index.json"
+        if index.is_file():
+            try:
+                names = set(json.loads(index.read_bytes())["weight_map"].values())
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise TeacherError(f"{index}: is not an index of weights; fetch the model again") from None
+            lacking = sorted(name for name in names if not (folder / name).is_file())
+            if lacking:
+                raise TeacherError(
+                    f"{folder}: weights are missing; found no {lacking[0]}; fetch the model again"
+                )
+            return [folder / name for name in names]
+        if (folder / f"{stem}.{suffix}").is_file():
+            return [folder / f"{stem}.{suffix}"]
+    raise TeacherError(f"{folder}: no weights; found neither model.safetensors nor an index of several")
+
+
+def _snapshot_folder(name: str, gguf_file: str | None, revision: str | None) -> Path:
+    """Where the hub's cache holds the files that were just loaded."""
+    path = cached_file(name, gguf_file or "config.json", revision=revision)
+    assert path is not None
+    return (
+        Path(path).parent
+        if gguf_file is None or "/" not in gguf_file
+        else Path(path).parents[gguf_file.count("/")]
+    )
+
+
+def _public_name(where: Path, name: str, gguf_file: str | None, is_local: bool) -> str:
+    """A name that says nothing of the machine."""
+    if gguf_file is not None:
+        return Path(gguf_file).name if is_local else f"{name}/{gguf_file}"
+    return where.resolve().name if is_local else name
+
+
+@contextlib.contextmanager
+def _one_line(shown: str) -> Iterator[None]:
+    """Loading errors of the libraries beneath, which can be pages long, as one line of ours."""
+    try:
+        yield
+    except (DistillcacheError, torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # each library, and each model's own code, fails in its own way
+        causes: list[BaseException] = []
+        each: BaseException | None = error
+        while each is not None:
+            causes.append(each)
+            each = each.__cause__ or each.__context__
+        remedy = ""
+        if any(isinstance(cause, hub_errors.GatedRepoError) for cause in causes):
+            remedy = "; ask for access on its page, then run `hf auth login`"
+        elif any(isinstance(cause, hub_errors.RepositoryNotFoundError) for cause in causes):
+            remedy = "; check the spelling, or run `hf auth login` if it is private"
+        elif any(isinstance(cause, hub_errors.LocalEntryNotFoundError | ConnectionError) for cause in causes):
+            remedy = "; no network? name a folder on this machine"
+        elif "trust_remote_code" in str(error):
+            remedy = "; read that code, then pass --trust-remote-code"
+        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise TeacherError(f"{shown}: cannot be loaded; found {first.rstrip('.')[:240]}{remedy}") from error
