@@ -1,0 +1,1 @@
+"""Prompts to a teacher, and its answers to filtered JSONL, with the cost under control."""
