@@ -1,0 +1,106 @@
+"""The index of a cache, `index.safetensors`: which sequence lies in which shard, and what it holds.
+
+Made from the plan, before the teacher runs; mapped, so that opening it costs the same for any number.
+Knows nothing of rows.
+
+n sequences, S shards.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distillcache_shards.container import Container, container_parts
+from distillcache_shards.errors import CorruptError
+
+__all__ = ["INDEX_FILE", "Index", "IndexData", "content_hash"]
+
+INDEX_FILE = "index.safetensors"
+HASH_BYTES = 16
+TABLE = "codec."
+
+
+def content_hash(tokens: NDArray[Any]) -> bytes:
+    """16 bytes that name a sequence by its token ids: the beginning of sha256 over them as u32."""
+    return hashlib.sha256(tokens.astype("<u4").tobytes()).digest()[:HASH_BYTES]
+
+
+@dataclass(frozen=True, eq=False)
+class IndexData:
+    """What an index holds, as arrays in memory."""
+
+    shard_first_sequence: NDArray[np.uint64]  # [S + 1], ends with n
+    shard_sha256: NDArray[np.uint8]  # [S, 32], over what the plan decides of a shard, see `Shard`
+    sequence_hash: NDArray[np.uint8]  # [n, 16], in the order of the sequences
+    sequence_tokens: NDArray[np.uint32]  # [n], tokens of each sequence
+    sequence_rows: NDArray[np.uint32]  # [n], rows of each sequence
+    sequence_record: NDArray[np.uint64]  # [n], its record in the corpus
+    tables: Mapping[str, NDArray[Any]]  # of the codec
+
+    def parts(self) -> list[bytes | memoryview]:
+        """The bytes of `index.safetensors`."""
+        # The first 8 bytes of a hash, as a big-endian number, sort as the hashes do.
+        prefixes = np.ascontiguousarray(self.sequence_hash[:, :8]).view(">u8").reshape(-1).astype("<u8")
+        order = np.argsort(prefixes, kind="stable")
+        arrays = {
+            "shard_first_sequence": self.shard_first_sequence.astype("<u8"),
+            "shard_sha256": self.shard_sha256,
+            "lookup_prefix": prefixes[order],
+            "lookup_sequence": order.astype("<u8"),
+            "sequence_tokens": self.sequence_tokens.astype("<u4"),
+            "sequence_rows": self.sequence_rows.astype("<u4"),
+            "sequence_record": self.sequence_record.astype("<u8"),
+            **{TABLE + name: table for name, table in self.tables.items()},
+        }
+        return container_parts({"kind": "index"}, arrays)
+
+    def sha256(self) -> str:
+        """Of those bytes, in hex: by it a plan knows its index."""
+        digest = hashlib.sha256()
+        for part in self.parts():
+            digest.update(part)
+        return digest.hexdigest()
+
+
+class Index:
+    """An index that was written, in place. Raises CacheError for one that is not what the plan says."""
+
+    def __init__(self, folder: Path, num_sequences: int, num_shards: int) -> None:
+        self.container = Container(folder / INDEX_FILE)
+        file = self.container.file
+        if self.container.description.get("kind") != "index":
+            raise CorruptError(f"{file}: is no index of a cache; copy the file again")
+        array = self.container.array
+        self.shard_first_sequence = array("shard_first_sequence", "U64", num_shards + 1)
+        self.shard_sha256 = array("shard_sha256", "U8", num_shards, 32)
+        self.sequence_tokens = array("sequence_tokens", "U32", num_sequences)
+        self.sequence_rows = array("sequence_rows", "U32", num_sequences)
+        self.sequence_record = array("sequence_record", "U64", num_sequences)
+        self._prefix = array("lookup_prefix", "U64", num_sequences)
+        self._sequence = array("lookup_sequence", "U64", num_sequences)
+        # As many as there are shards, and wrong ones would send every reader astray.
+        self.container.check("shard_first_sequence")
+        first = self.shard_first_sequence
+        if first[0] != 0 or first[-1] != num_sequences or bool((first[1:] < first[:-1]).any()):
+            raise CorruptError(f"{file}: its shards do not count {num_sequences} sequences; copy it again")
+        self.tables: dict[str, NDArray[Any]] = {}
+        for name in self.container.names():
+            if name.startswith(TABLE):
+                self.container.check(name)
+                self.tables[name.removeprefix(TABLE)] = self.container.any_array(name)
+
+    def shard_of(self, sequence: int) -> int:
+        """The shard that holds a sequence."""
+        return int(np.searchsorted(self.shard_first_sequence, np.uint64(sequence), side="right")) - 1
+
+    def candidates(self, wanted: bytes) -> list[int]:
+        """Sequences whose content hash may be `wanted`, rising; almost always none or the one."""
+        prefix = np.uint64(int.from_bytes(wanted[:8], "big"))
+        start = int(np.searchsorted(self._prefix, prefix, side="left"))
+        end = int(np.searchsorted(self._prefix, prefix, side="right"))
+        return sorted(int(each) for each in self._sequence[start:end] if each < len(self.sequence_tokens))
