@@ -36,7 +36,15 @@ from distillcache.head import OutputHead
 from distillcache.teach.keep import chunk_rows
 from distillcache.tokenizer import load_tokenizer, valid_ids
 
-__all__ = ["Probe", "Teacher", "load_teacher", "probe_perplexity", "weights_fingerprint"]
+__all__ = [
+    "Probe",
+    "Teacher",
+    "load_teacher",
+    "load_teacher_tokenizer",
+    "local_fingerprint",
+    "probe_perplexity",
+    "weights_fingerprint",
+]
 
 PROBE_TEXT = (
     "The quick brown fox jumps over the lazy dog, and nobody asks why.\n"
@@ -85,15 +93,15 @@ def load_teacher(
     dtype: str = "auto",
     device: str = "auto",
     trust_remote_code: bool = False,
+    tokenizer: Any = None,
 ) -> Teacher:
     """The teacher of a folder or a hub name, or of a GGUF file in there; `name` may be that file itself.
 
     `dtype` and `device` as in `distillcache.device`; `device="split"` spreads one model over all GPUs.
+    `tokenizer`: the teacher's own, if it is loaded already.
     Raises TeacherError for what cannot be found, loaded or used, ConfigError for dtype, device and tokenizer.
     """
-    where = Path(name).expanduser()
-    if gguf_file is None and where.suffix == ".gguf" and where.is_file():
-        where, gguf_file = where.parent, where.name
+    where, gguf_file = _place(name, gguf_file)
     is_local = where.is_dir()
     source = str(where) if is_local else name
     shown = f"{name}/{gguf_file}" if gguf_file and not name.endswith(".gguf") else name
@@ -127,8 +135,8 @@ def load_teacher(
         )
     model.eval()  # type: ignore[no-untyped-call]
     model.requires_grad_(False)
-    with quiet_transformers(), _one_line(shown):
-        tokenizer = load_tokenizer(source, gguf_file=gguf_file, revision=revision)
+    if tokenizer is None:
+        tokenizer = load_teacher_tokenizer(name, gguf_file=gguf_file, revision=revision)
 
     with torch.inference_mode(), quiet_transformers():
         probe_ids_1T = torch.tensor([tokenizer.encode(PROBE_TEXT)], dtype=torch.long)
@@ -150,6 +158,28 @@ def load_teacher(
         num_parameters=sum(each.numel() for each in model.parameters()),
         valid_V=torch.as_tensor(valid_ids(tokenizer, vocab_size)).to(head.device),
     )
+
+
+def load_teacher_tokenizer(name: str, *, gguf_file: str | None = None, revision: str | None = None) -> Any:
+    """The tokenizer of a teacher, named as in `load_teacher`, without its weights.
+
+    Raises TeacherError for what cannot be found, ConfigError if there is no tokenizer.
+    """
+    where, gguf_file = _place(name, gguf_file)
+    _check_place(name, where, gguf_file)
+    source = str(where) if where.is_dir() else name
+    with quiet_transformers():
+        return load_tokenizer(source, gguf_file=gguf_file, revision=revision)
+
+
+def local_fingerprint(name: str, gguf_file: str | None = None) -> str | None:
+    """The fingerprint of a teacher on this machine, without loading it; None for a name of the hub.
+
+    Raises TeacherError if it has no weights.
+    """
+    where, gguf_file = _place(name, gguf_file)
+    _check_place(name, where, gguf_file)
+    return weights_fingerprint(where, gguf_file) if where.is_dir() else None
 
 
 def weights_fingerprint(folder: Path, gguf_file: str | None = None) -> str:
@@ -250,6 +280,14 @@ def quiet_transformers() -> Iterator[None]:
         if bars:
             transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
         (enable_progress_bars if hub_bars else disable_progress_bars)()
+
+
+def _place(name: str, gguf_file: str | None) -> tuple[Path, str | None]:
+    """Folder and GGUF file of a name, if it is one of this machine."""
+    where = Path(name).expanduser()
+    if gguf_file is None and where.suffix == ".gguf" and where.is_file():
+        return where.parent, where.name
+    return where, gguf_file
 
 
 def _check_place(name: str, where: Path, gguf_file: str | None) -> None:

@@ -1,0 +1,73 @@
+"""The tokens of a corpus in a temporary file, so that planning knows all of them and memory holds few.
+
+The file has no name: however the process ends, it is gone.
+Knows nothing of tokenizers or teachers.
+
+n sequences, T tokens.
+"""
+
+import tempfile
+from array import array
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distillcache.corpus.tokenise import Tokenised
+from distillcache_shards.durable import disk_errors
+from distillcache_shards.shard import Sequences
+
+__all__ = ["Spool"]
+
+
+class Spool:
+    """All sequences of a corpus, in order, readable in any."""
+
+    def __init__(self, sequences: Iterable[Tokenised], folder: Path) -> None:
+        """Write the sequences to temporary files in `folder`. Raises CacheError if its disk fails."""
+        lengths, rows, records = array("Q"), array("Q"), array("Q")
+        with disk_errors(folder):
+            # Open as long as this object lives, and the maps below with them.
+            self._tokens_file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+            self._mask_file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+        for each in sequences:
+            with disk_errors(folder):
+                self._tokens_file.write(each.tokens.astype("<u4").tobytes())
+                self._mask_file.write(each.supervised.tobytes())
+            lengths.append(len(each.tokens))
+            rows.append(int(each.supervised.sum()))
+            records.append(each.record)
+        with disk_errors(folder):
+            self._tokens_file.flush()
+            self._mask_file.flush()
+        self.lengths: NDArray[np.int64] = np.array(lengths, np.int64)  # [n], tokens
+        self.rows: NDArray[np.int64] = np.array(rows, np.int64)  # [n], supervised tokens
+        self.records: NDArray[np.int64] = np.array(records, np.int64)  # [n]
+        self._offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.lengths)])
+        self._tokens = _mapped(self._tokens_file, np.dtype("<u4"), self.num_tokens)
+        self._mask = _mapped(self._mask_file, np.dtype(np.bool_), self.num_tokens)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def num_tokens(self) -> int:
+        """T."""
+        return int(self._offsets[-1])
+
+    def read(self, start: int, end: int) -> Sequences:
+        """The sequences `start` to `end`, in place."""
+        first, last = self._offsets[start], self._offsets[end]
+        return Sequences(
+            self._tokens[first:last],
+            self._mask[first:last],
+            self._offsets[start : end + 1] - first,
+            self.records[start:end],
+        )
+
+
+def _mapped(file: Any, dtype: np.dtype[Any], count: int) -> NDArray[Any]:
+    # A map of nothing is refused by the system.
+    return np.memmap(file, dtype, mode="r", shape=(count,)) if count else np.zeros(0, dtype)

@@ -1,0 +1,69 @@
+"""What happens while a teacher teaches, for whoever shows it, and the report at the end."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from distillcache.corpus.report import CorpusReport
+
+__all__ = ["Event", "Planned", "Progress", "TeachReport", "Warned"]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The corpus has been read: what became of it, and what the plan makes of it."""
+
+    report: CorpusReport
+    num_shards: int
+    planned_row_bytes: float
+
+
+@dataclass(frozen=True)
+class Warned:
+    """Something that the user should know, in one line."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where the work stands; of shards that were there before, nothing is counted in tokens."""
+
+    shards_done: int
+    shards_total: int
+    tokens_done: int
+    tokens_total: int
+    rows_done: int
+    bytes_written: int
+    tokens_per_second: float
+    seconds_left: float | None
+
+
+Event = Planned | Warned | Progress
+
+
+@dataclass(frozen=True)
+class TeachReport:
+    """What a cache holds and how faithful it is; over all its shards that are there."""
+
+    teacher: str
+    sequences: int
+    tokens: int
+    rows: int
+    shards: int
+    shards_missing: int  # under way in other processes
+    shards_redone: int  # that were damaged
+    tokens_taught: int  # by this run
+    teach_seconds: float  # of this run, without loading
+    tokens_per_second: float
+    mass_kept: float
+    entropy_nats: float
+    codec_kl_nats: float
+    codec_kl_max_nats: float
+    planned_row_bytes: float
+    row_bytes: float  # in their blocks
+    token_bytes: float  # all files but the tokenizer's, over all tokens
+    cache_bytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON data."""
+        return asdict(self)

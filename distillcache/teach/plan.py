@@ -1,0 +1,79 @@
+"""The plan of a cache, made from settings, corpus and teacher before the teacher runs.
+
+Decides which sequences make a shard, and what would make two caches different ones.
+Knows nothing of models.
+
+n sequences, S shards.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distillcache.corpus.spool import Spool
+from distillcache.teach.config import TeachConfig
+from distillcache_shards.index import IndexData
+from distillcache_shards.rows import TOPK
+
+__all__ = ["cut_shards", "make_index", "plan_corpus", "plan_settings"]
+
+
+def plan_settings(config: TeachConfig) -> dict[str, Any]:
+    """The sections of a plan that settings alone decide."""
+    return {
+        "rows": {"kind": TOPK, "k": config.k, "temperature": 1.0},
+        "codec": {"id": config.codec, "params": config.codec_params(), "block_rows": config.block_rows},
+        "settings": {
+            "max_length": config.max_length,
+            "stride": config.stride,
+            "supervise": config.supervise,
+            "system": config.system,
+            "special_tokens": config.special_tokens,
+            "shard_rows": config.shard_rows,
+        },
+    }
+
+
+def plan_corpus(spool: Spool, index: IndexData) -> dict[str, Any]:
+    """The section of a plan that the corpus decides."""
+    return {
+        "sequences": len(spool),
+        "tokens": spool.num_tokens,
+        "rows": int(spool.rows.sum()),
+        "shards": len(index.shard_sha256),
+        "index_sha256": index.sha256(),
+    }
+
+
+def cut_shards(rows: NDArray[np.int64], shard_rows: int) -> NDArray[np.int64]:
+    """Where shards begin and end, [S + 1], from the rows of each sequence, [n].
+
+    A shard is neighbouring sequences, as many as reach `shard_rows`; the last may have fewer.
+    """
+    ends = np.cumsum(rows)
+    bounds = [0]
+    while bounds[-1] < len(rows):
+        done = int(ends[bounds[-1] - 1]) if bounds[-1] else 0
+        bounds.append(min(len(rows), int(np.searchsorted(ends, done + shard_rows)) + 1))
+    return np.array(bounds, np.int64)
+
+
+def make_index(spool: Spool, shard_rows: int, tables: Mapping[str, NDArray[Any]]) -> IndexData:
+    """The index of a corpus: its shards and the content of its sequences, a shard at a time."""
+    bounds = cut_shards(spool.rows, shard_rows)
+    shards, hashes = [], []
+    for start, end in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+        sequences = spool.read(start, end)
+        shards.append(np.frombuffer(sequences.sha256(), np.uint8))
+        hashes.append(sequences.hashes())
+    return IndexData(
+        shard_first_sequence=bounds.astype(np.uint64),
+        shard_sha256=np.stack(shards) if shards else np.zeros((0, 32), np.uint8),
+        sequence_hash=np.concatenate(hashes) if hashes else np.zeros((0, 16), np.uint8),
+        sequence_tokens=spool.lengths.astype(np.uint32),
+        sequence_rows=spool.rows.astype(np.uint32),
+        sequence_record=spool.records.astype(np.uint64),
+        tables=tables,
+    )
