@@ -4,21 +4,23 @@ Commands import the library inside their functions, so that `distillcache --help
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import typer
 
-from distillcache_cli import demo, generate, inspect
+from distillcache_cli import demo, generate, inspect, learn, teach
 from distillcache_cli.errors import exit_code
 
 __all__ = ["COMMANDS", "WIDTH", "app", "main", "run"]
 
 WIDTH = 100
 # In the order of a user's way through them; a new command is one line here.
-COMMANDS = {
+COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "generate": (generate.generate, generate.EXAMPLE),
+    "teach": (teach.teach, teach.EXAMPLE),
     "inspect": (inspect.inspect, inspect.EXAMPLE),
+    "learn": (learn.learn, learn.EXAMPLE),
     "demo": (demo.demo, demo.EXAMPLE),
 }
 

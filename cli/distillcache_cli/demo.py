@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from distillcache_cli.terminal import note
+from distillcache_cli.facts import print_facts
+from distillcache_cli.terminal import note, print_json
 
 __all__ = ["EXAMPLE", "demo"]
 
@@ -16,6 +17,7 @@ def demo(
     folder: Annotated[
         Path, typer.Argument(metavar="FOLDER", help="Folder of the results; a second run goes on in it.")
     ] = Path("demo"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Teach and learn on a real teacher and real text, and print a table of what was measured.
 
@@ -24,4 +26,10 @@ def demo(
     """
     from distillcache.demo import demo as run
 
-    print(run(folder, on_event=note))
+    facts = run(folder, on_event=note).to_dict()
+    if as_json:
+        print_json(facts)
+        return
+    written = facts.pop("prompt") + facts.pop("sample")
+    print_facts("What the demo measured", facts)
+    print("The student writes:\n" + "".join(f"    {line}\n" for line in written.splitlines()))

@@ -86,8 +86,8 @@ def _print_sequence(view: "SequenceView") -> None:
 
 
 def _visible(text: str) -> str:
-    """A token's text with its spaces and line ends to be seen."""
-    return repr(text)[1:-1].replace(" ", "·")
+    """A token's text with its spaces to be seen."""
+    return text.replace(" ", "·")
 
 
 def _share(probability: float | None) -> str:

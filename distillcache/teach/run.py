@@ -373,10 +373,17 @@ def _write_plan(folder: Path, plan: Plan, index: IndexData, tokenizer: Any) -> N
                 shutil.rmtree(left)
             if _sha256(folder / INDEX_FILE) != plan.index_sha256:
                 write_whole(folder / INDEX_FILE, index.parts())
-            if not (folder / TOKENIZER_FOLDER / "tokenizer.json").is_file():
+            written = _tokenizer_files(folder)
+            if not written or written != plan.about.get("tokenizer_files", written):
                 save_tokenizer(tokenizer, folder / TOKENIZER_FOLDER)
             if not (folder / PLAN_FILE).exists():
+                plan.about["tokenizer_files"] = _tokenizer_files(folder)
                 plan.write(folder)
+
+
+def _tokenizer_files(folder: Path) -> dict[str, str | None]:
+    files = sorted((folder / TOKENIZER_FOLDER).glob("*"))
+    return {each.name: _sha256(each) for each in files if each.is_file()}
 
 
 def _sha256(file: Path) -> str | None:

@@ -11,6 +11,7 @@ B sequences, T positions, V vocabulary.
 import contextlib
 import hashlib
 import importlib.util
+import io
 import json
 import logging
 import math
@@ -272,7 +273,8 @@ def quiet_transformers() -> Iterator[None]:
     disable_progress_bars()
     transformers_logging.set_verbosity(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        # The bar of a GGUF file being read is tqdm's own, which asks nobody; errors are raised all the same.
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
