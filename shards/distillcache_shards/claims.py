@@ -15,7 +15,7 @@ from typing import Any
 # Absent on Windows.
 fcntl: Any = importlib.import_module("fcntl") if importlib.util.find_spec("fcntl") else None
 
-__all__ = ["CLAIM", "claimed"]
+__all__ = ["CLAIM", "claimed", "remove_stale_claims"]
 
 CLAIM = ".claim"
 
@@ -48,6 +48,13 @@ def claimed(file: Path, *, wait: bool = False) -> Iterator[bool]:
         with contextlib.suppress(OSError):
             claim.unlink()
         os.close(descriptor)
+
+
+def remove_stale_claims(folder: Path) -> None:
+    """Remove what holders that were killed left behind; claims that are held stay. Raises OSError."""
+    for claim in folder.glob(f"*{CLAIM}"):
+        with claimed(claim.with_name(claim.name.removesuffix(CLAIM))):
+            pass
 
 
 def _is_named(descriptor: int, file: Path) -> bool:

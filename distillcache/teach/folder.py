@@ -1,0 +1,82 @@
+"""The cache folder as `teach` finds it and prepares it: what it is already, and its plan, index and tokenizer.
+
+Knows nothing of shards or teachers.
+"""
+
+import hashlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+from distillcache.tokenizer import save_tokenizer
+from distillcache_shards.cache import TOKENIZER_FOLDER
+from distillcache_shards.claims import claimed
+from distillcache_shards.durable import disk_errors, partials_of, write_whole
+from distillcache_shards.errors import CacheError
+from distillcache_shards.index import INDEX_FILE, IndexData
+from distillcache_shards.plan import PLAN_FILE, Plan
+
+__all__ = ["existing_plan", "folder_bytes", "nearest_folder", "prepare_folder"]
+
+
+def existing_plan(folder: Path) -> Plan | None:
+    """The plan of a folder that is a cache, None for one that may become it. Raises CacheError for others."""
+    if (folder / PLAN_FILE).exists():
+        return Plan.read(folder)
+    if not folder.exists():
+        return None
+    if not folder.is_dir():
+        raise CacheError(f"{folder}: is a file; name a folder for the cache")
+    ours = (INDEX_FILE, TOKENIZER_FOLDER, f".{TOKENIZER_FOLDER}-", PLAN_FILE, "shard-")
+    foreign = sorted(each.name for each in folder.iterdir() if not each.name.startswith(ours))
+    if foreign:
+        raise CacheError(
+            f"{folder}: is neither empty nor a cache; found {foreign[0]}; name another folder for the cache"
+        )
+    return None
+
+
+def prepare_folder(folder: Path, plan: Plan, index: IndexData, tokenizer: Any) -> None:
+    """Put index, tokenizer and plan into the folder, the plan last; what is there already is left alone."""
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with claimed(folder / PLAN_FILE, wait=True):
+            if (folder / PLAN_FILE).exists():
+                # Perhaps of another process that began at the same time.
+                Plan.read(folder).require_same(plan.data, folder)
+            for name in (PLAN_FILE, INDEX_FILE):
+                for partial in partials_of(folder / name):
+                    partial.unlink()
+            for left in folder.glob(f".{TOKENIZER_FOLDER}-*"):
+                shutil.rmtree(left)
+            if _sha256(folder / INDEX_FILE) != plan.index_sha256:
+                write_whole(folder / INDEX_FILE, index.parts())
+            written = _tokenizer_files(folder)
+            if not written or written != plan.about.get("tokenizer_files", written):
+                save_tokenizer(tokenizer, folder / TOKENIZER_FOLDER)
+            if not (folder / PLAN_FILE).exists():
+                plan.about["tokenizer_files"] = _tokenizer_files(folder)
+                plan.write(folder)
+
+
+def _tokenizer_files(folder: Path) -> dict[str, str | None]:
+    files = sorted((folder / TOKENIZER_FOLDER).glob("*"))
+    return {each.name: _sha256(each) for each in files if each.is_file()}
+
+
+def _sha256(file: Path) -> str | None:
+    try:
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except FileNotFoundError:
+        return None
+
+
+def nearest_folder(folder: Path) -> Path:
+    """The folder itself, or the first above it that exists."""
+    return next(each for each in (folder, *folder.absolute().parents) if each.is_dir())
+
+
+def folder_bytes(folder: Path) -> int:
+    """The size of all files in a folder and below."""
+    return sum(each.stat().st_size for each in folder.rglob("*") if each.is_file())

@@ -1,0 +1,177 @@
+"""A teacher on this machine, as a source of rows: batches through the model, what is kept of each.
+
+While it computes a batch the next one is made.
+Knows nothing of folders or shards' files.
+
+N rows, K kept.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from distillcache.corpus.report import CorpusReport
+from distillcache.corpus.spool import Spool
+from distillcache.corpus.tokenise import Tokenised, tokenise_corpus
+from distillcache.device import dtype_name, pick_device, pick_dtype
+from distillcache.errors import TeacherError
+from distillcache.teach.batches import TeacherBatch, batch_members, input_lengths, make_batch
+from distillcache.teach.config import TeachConfig
+from distillcache.teach.keep import keep_batch
+from distillcache.teach.teacher import (
+    Teacher,
+    load_teacher,
+    load_teacher_tokenizer,
+    local_fingerprint,
+    probe_perplexity,
+)
+from distillcache_shards.rows import Rows
+from distillcache_shards.shard import Sequences
+
+__all__ = ["LocalTeacher"]
+
+CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 4096, 16_384
+PROBE_TOKENS = 1024
+
+
+class LocalTeacher:
+    """A transformers model of a folder, the hub or a GGUF file; see `RowSource`.
+
+    `dtype`: in which an earlier run taught, None if there was none.
+    """
+
+    def __init__(self, config: TeachConfig, dtype: str | None) -> None:
+        self.config = config
+        if config.dtype != "auto" or dtype is None:
+            device = pick_device("auto" if config.device == "split" else config.device)
+            dtype = dtype_name(pick_dtype(config.dtype, device))
+        self.dtype = dtype
+        self._tokenizer: Any = None
+        self._teacher: Teacher | None = None
+
+    def identity(self) -> dict[str, Any] | None:
+        """Of a model on this machine, from its files alone."""
+        sha256 = local_fingerprint(self.config.teacher, self.config.gguf_file)
+        return None if sha256 is None else {"sha256": sha256, "dtype": self.dtype}
+
+    def tokenizer(self) -> Any:
+        """The model's tokenizer, without the model."""
+        if self._tokenizer is None:
+            self._tokenizer = load_teacher_tokenizer(
+                self.config.teacher, gguf_file=self.config.gguf_file, revision=self.config.revision
+            )
+        return self._tokenizer
+
+    def sequences(self, report: CorpusReport) -> Iterator[Tokenised]:
+        """The whole corpus."""
+        return tokenise_corpus(self.config, self.tokenizer(), report)
+
+    def load(self) -> dict[str, Any]:
+        """Load the model."""
+        return {"sha256": self._loaded().sha256, "dtype": self.dtype}
+
+    def about(self) -> dict[str, Any]:
+        """Name, revision, parameters, and the tokens of a batch."""
+        teacher = self._loaded()
+        default = CPU_BATCH_TOKENS if teacher.device.type == "cpu" else GPU_BATCH_TOKENS
+        return {
+            "teacher": teacher.name,
+            "revision": teacher.revision,
+            "num_parameters": teacher.num_parameters,
+            "batch_tokens": self.config.batch_tokens or default,
+        }
+
+    def probe(self, spool: Spool) -> Iterator[str]:
+        """Its head, if it cannot be reproduced, and its perplexity on the first sequences."""
+        teacher = self._loaded()
+        if teacher.head.warning is not None:
+            yield teacher.head.warning
+        texts, num_tokens = [], 0
+        for number in range(len(spool)):
+            tokens = np.array(spool.read(number, number + 1).tokens[:PROBE_TOKENS])
+            if len(tokens) > 1:
+                texts.append(tokens)
+                num_tokens += len(tokens)
+            if num_tokens >= PROBE_TOKENS:
+                break
+        probe = probe_perplexity(teacher, texts)
+        if probe.warning is not None:
+            yield probe.warning
+
+    def rows(
+        self, sequences: Sequences, first: int, batch_tokens: int, heard: Callable[[int, int], None]
+    ) -> Rows:
+        """The k most likely ids at every supervised token."""
+        teacher, k = self._loaded(), self.config.k
+        num_rows = int(sequences.supervised.sum())
+        ids_NK = np.empty((num_rows, k), np.int32)
+        logprobs_NK = np.empty((num_rows, k), np.float32)
+        tail_mass_N, entropy_N = np.empty(num_rows, np.float32), np.empty(num_rows, np.float32)
+        lengths = input_lengths(sequences)
+        asked, all_asked = 0, max(1, int(lengths.sum()))
+        for batch in _ahead(sequences, lengths, batch_tokens):
+            numbers = first + batch.members
+
+            def name_sequence(b: int, numbers: NDArray[np.int64] = numbers) -> str:
+                return f"sequence {numbers[b]}"
+
+            with _memory_errors(teacher.name, batch_tokens):
+                kept = keep_batch(
+                    teacher.head,
+                    batch.ids_BT.to(teacher.device),
+                    batch.mask_BT.to(teacher.device),
+                    batch.sequences_N,
+                    batch.positions_N,
+                    k,
+                    teacher.valid_V,
+                    name_sequence=name_sequence,
+                )
+            ids_NK[batch.rows_N] = kept.ids_NK
+            logprobs_NK[batch.rows_N] = kept.logprobs_NK
+            tail_mass_N[batch.rows_N] = kept.tail_mass_N
+            entropy_N[batch.rows_N] = kept.entropy_N
+            asked += batch.num_tokens
+            heard(1000 * asked // all_asked, len(batch.rows_N))
+        return Rows.top_k(ids_NK, logprobs_NK, tail_mass_N, entropy_N)
+
+    def _loaded(self) -> Teacher:
+        if self._teacher is None:
+            self._teacher = load_teacher(
+                self.config.teacher,
+                gguf_file=self.config.gguf_file,
+                revision=self.config.revision,
+                dtype=self.dtype,
+                device=self.config.device,
+                trust_remote_code=self.config.trust_remote_code,
+                tokenizer=self.tokenizer(),
+            )
+        return self._teacher
+
+
+def _ahead(sequences: Sequences, lengths: NDArray[np.int64], batch_tokens: int) -> Iterator[TeacherBatch]:
+    """The batches of a shard, each made while the teacher is at the one before."""
+    with ThreadPoolExecutor(1, "reader") as reader:
+        coming: Future[TeacherBatch] | None = None
+        for members in batch_members(lengths, batch_tokens):
+            following = reader.submit(make_batch, sequences, members, lengths)
+            if coming is not None:
+                yield coming.result()
+            coming = following
+        if coming is not None:
+            yield coming.result()
+
+
+@contextlib.contextmanager
+def _memory_errors(teacher: str, batch_tokens: int) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise TeacherError(
+            f"{teacher}: out of memory in batches of {batch_tokens} tokens; "
+            f"pass a smaller --batch-tokens; what is done is kept ({str(error).splitlines()[0][:120]})"
+        ) from None

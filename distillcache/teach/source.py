@@ -1,0 +1,48 @@
+"""Where rows come from: what `teach` asks of a teacher, be it a model on this machine or one behind an API.
+
+Knows nothing of any of them.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+from distillcache.corpus.report import CorpusReport
+from distillcache.corpus.spool import Spool
+from distillcache.corpus.tokenise import Tokenised
+from distillcache.teach.events import Event
+from distillcache_shards.rows import Rows
+from distillcache_shards.shard import Sequences
+
+__all__ = ["OnEvent", "RowSource"]
+
+OnEvent = Callable[[Event], None]
+
+
+class RowSource(Protocol):
+    """A teacher, from its name to its rows. The methods are called in the order in which they stand here."""
+
+    def identity(self) -> dict[str, Any] | None:
+        """The `teacher` section of a plan; None if only `load` can tell. Raises DistillcacheError."""
+
+    def tokenizer(self) -> Any:
+        """Its tokenizer, a fast one of transformers."""
+
+    def sequences(self, report: CorpusReport) -> Iterator[Tokenised]:
+        """The sequences that it will teach, in order; counted in the report."""
+
+    def load(self) -> dict[str, Any]:
+        """Make ready whatever `rows` needs, and return the `teacher` section. A second call does nothing."""
+
+    def about(self) -> dict[str, Any]:
+        """What is told of it beside the plan: `teacher`, its name without a folder, at least."""
+
+    def probe(self, spool: Spool) -> Iterator[str]:
+        """What is odd about it, before it runs for hours; warnings of a line each."""
+
+    def rows(
+        self, sequences: Sequences, first: int, batch_tokens: int, heard: Callable[[int, int], None]
+    ) -> Rows:
+        """The rows of a shard's sequences, whose first is number `first` of all.
+
+        `heard(share of the tokens in thousandths, rows)` is told after every batch.
+        """
