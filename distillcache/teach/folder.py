@@ -1,4 +1,4 @@
-"""The cache folder as `teach` finds it and prepares it: what it is already, and its plan, index and tokenizer.
+"""The cache folder as `teach` finds it and prepares it: what it is already, its plan, index and tokenizer.
 
 Knows nothing of shards or teachers.
 """
