@@ -43,8 +43,8 @@ def check_account(report: dict[str, Any], server: VendorServer, prompts: int) ->
 def test_the_ledger_is_the_servers_count_under_faults(run: Run, vendor: str, stream: bool) -> None:
     """A third of requests fail in every way there is: each prompt ends once, nothing is billed twice."""
     faults = FAULTS[:6] if stream else FAULTS
-    with VendorServer(fault=chaos(0.3, 11, faults), hang_seconds=0.8) as server:
-        report = run(server, vendor, ask=100, request_seconds=0.5, stream=stream)
+    with VendorServer(fault=chaos(0.3, 11, faults), hang_seconds=2.5) as server:
+        report = run(server, vendor, ask=100, request_seconds=2.0, stream=stream)
         check_account(report, server, 100)
         assert max(server.delivered.values()) == 1
         assert len(server.faults) > 4
@@ -54,8 +54,8 @@ def test_the_ledger_is_the_servers_count_under_faults(run: Run, vendor: str, str
 @pytest.mark.parametrize("vendor", VENDORS)
 def test_two_thousand_requests_with_faults(run: Run, vendor: str) -> None:
     """The same at full size: 2,000 prompts, 30 % faults."""
-    with VendorServer(fault=chaos(0.3, 12), hang_seconds=1.5) as server:
-        report = run(server, vendor, ask=2000, concurrency=32, request_seconds=1.0)
+    with VendorServer(fault=chaos(0.3, 12), hang_seconds=3.5) as server:
+        report = run(server, vendor, ask=2000, concurrency=32, request_seconds=3.0)
         check_account(report, server, 2000)
 
 
