@@ -17,10 +17,10 @@ from torch import Tensor
 
 from distillcache.errors import TeacherError
 from distillcache.head import OutputHead
+from distillcache_shards.limits import MAX_VOCABULARY
 
 __all__ = ["KeptRows", "KeptTopK", "chunk_rows", "keep_batch", "top_k"]
 
-MAX_VOCABULARY = 2**20
 # A logit that stands for "not an id": far below any real one, and finite, since 0 times -inf is not a number.
 NEVER = -1e30
 CHUNK_BYTES = {"cpu": 32 << 20, "mps": 128 << 20, "cuda": 256 << 20}

@@ -12,12 +12,12 @@ from distillcache_shards.canonical import canonical, parse, sha256_of
 from distillcache_shards.container import FORMAT_VERSION
 from distillcache_shards.durable import write_whole
 from distillcache_shards.errors import CacheError, CorruptError, MismatchError, UnsupportedError
+from distillcache_shards.limits import MAX_VOCABULARY
 from distillcache_shards.rows import KINDS
 
-__all__ = ["MAX_VOCABULARY", "PLAN_FILE", "Plan", "difference"]
+__all__ = ["PLAN_FILE", "Plan", "difference"]
 
 PLAN_FILE = "cache.json"
-MAX_VOCABULARY = 1 << 20
 MAX_PLAN_BYTES = 1 << 20
 # What a reader needs; teach adds more beside it.
 NEEDED: dict[str, dict[str, type]] = {
