@@ -177,7 +177,7 @@ def _sample(student: Path) -> str:
     """What the student writes after the prompt, the likeliest token each time."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from distillcache.learn.quiet import quiet_transformers
+    from distillcache.quiet import quiet_transformers
 
     with quiet_transformers():
         model: Any = AutoModelForCausalLM.from_pretrained(str(student))
@@ -218,7 +218,7 @@ class _Teaching(_Seldom):
             )
         elif isinstance(event, teaching.Warned):
             self.on_event(f"teach: warning: {event.text}")
-        else:
+        elif isinstance(event, teaching.Progress):
             left = "" if event.seconds_left is None else f", {event.seconds_left:.0f} s left"
             self.seldom(
                 f"teach: {event.tokens_done:,} of {event.tokens_total:,} tokens, "

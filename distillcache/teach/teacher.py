@@ -11,11 +11,8 @@ B sequences, T positions, V vocabulary.
 import contextlib
 import hashlib
 import importlib.util
-import io
 import json
-import logging
 import math
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,16 +21,15 @@ from typing import Any
 import numpy as np
 import torch
 from huggingface_hub import errors as hub_errors
-from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
-from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
 from distillcache.device import pick_device, pick_dtype
 from distillcache.errors import DistillcacheError, TeacherError
 from distillcache.head import OutputHead
+from distillcache.quiet import quiet_loading
 from distillcache.teach.keep import chunk_rows
 from distillcache.tokenizer import load_tokenizer, valid_ids
 
@@ -113,7 +109,7 @@ def load_teacher(
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     if gguf_file is not None:
         options["gguf_file"] = gguf_file
-    with quiet_transformers(), _one_line(shown):
+    with quiet_loading(), _one_line(shown):
         if gguf_file is None:
             config = AutoConfig.from_pretrained(source, **options)
             _check_causal(shown, config)
@@ -139,7 +135,7 @@ def load_teacher(
     if tokenizer is None:
         tokenizer = load_teacher_tokenizer(name, gguf_file=gguf_file, revision=revision)
 
-    with torch.inference_mode(), quiet_transformers():
+    with torch.inference_mode(), quiet_loading():
         probe_ids_1T = torch.tensor([tokenizer.encode(PROBE_TEXT)], dtype=torch.long)
         _check_ids(shown, probe_ids_1T, model)
         head = OutputHead.of(model, probe_ids_1T)
@@ -169,7 +165,7 @@ def load_teacher_tokenizer(name: str, *, gguf_file: str | None = None, revision:
     where, gguf_file = _place(name, gguf_file)
     _check_place(name, where, gguf_file)
     source = str(where) if where.is_dir() else name
-    with quiet_transformers():
+    with quiet_loading():
         return load_tokenizer(source, gguf_file=gguf_file, revision=revision)
 
 
@@ -262,26 +258,6 @@ def probe_perplexity(
             "check its BOS token, its chat template and its conversion"
         )
     return Probe(perplexity, num_positions, warning)
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No progress bars and no warnings of transformers inside, all as it was after."""
-    bars, hub_bars = transformers_logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
-    level = transformers_logging.get_verbosity()
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    disable_progress_bars()
-    transformers_logging.set_verbosity(logging.CRITICAL)
-    try:
-        # The bar of a GGUF file being read is tqdm's own, which asks nobody; errors are raised all the same.
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-        (enable_progress_bars if hub_bars else disable_progress_bars)()
 
 
 def _place(name: str, gguf_file: str | None) -> tuple[Path, str | None]:

@@ -1,0 +1,122 @@
+"""The model card of a student: README.md beside its weights.
+
+Names teacher, cache, losses, scores and counts; no path and nothing else of the machine.
+Knows nothing of models.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from distillcache.learn.config import LearnConfig
+from distillcache.learn.objective import Objective, Scores
+from distillcache.learn.result import LearnResult
+from distillcache_shards.cache import Cache
+
+__all__ = ["model_card"]
+
+SOFT = {
+    "forward-kl": "forward KL",
+    "reverse-kl": "reverse KL",
+    "js": "Jensen-Shannon divergence",
+    "renormalised": "forward KL to the kept ids, renormalised",
+}
+
+
+def model_card(
+    name: str, student: str, cache: Cache, config: LearnConfig, objective: Objective, result: LearnResult
+) -> str:
+    """The text of a card, Markdown. `name` is the model's, `student` what it was before."""
+    teacher = teacher_name(cache.about)
+    facts = [
+        ("teacher", teacher),
+        ("student", f"{student}, {result.num_parameters:,} parameters"),
+        ("cache", f"plan {cache.plan_sha256[:16]}, {cache.row_kind} rows, {cache.num_rows:,} of them"),
+        ("trained on", f"{result.num_train:,} sequences, {result.num_steps:,} steps"),
+        ("held out", f"{result.num_held_out:,} sequences"),
+        ("loss", _loss_words(objective)),
+        (
+            "learning rate",
+            f"{config.learning_rate:g}, {config.schedule}, {config.warmup_steps:,} steps of warm-up",
+        ),
+        ("seed", str(config.seed)),
+    ]
+    lines = [
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        "tags: [distillcache, knowledge-distillation]",
+        "---",
+        "",
+        f"# {name}",
+        "",
+        f"A student of {teacher}, distilled from a cache of its log-probabilities by distillcache.",
+        "",
+        *_table(("", ""), facts),
+    ]
+    if result.before is not None and result.after is not None:
+        lines += [
+            "",
+            "## On held-out records",
+            "",
+            *_table(("", "before", "after"), _score_rows(result.before, result.after)),
+            "",
+            _kl_words(objective),
+        ]
+    lines += [
+        "",
+        "## Use",
+        "",
+        "```python",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        "tokenizer = AutoTokenizer.from_pretrained(folder)",
+        "model = AutoModelForCausalLM.from_pretrained(folder)",
+        'ids = tokenizer("The", return_tensors="pt")',
+        "print(tokenizer.decode(model.generate(**ids, max_new_tokens=50)[0]))",
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def teacher_name(about: Mapping[str, Any]) -> str:
+    """The teacher as the cache names it for people."""
+    name, revision = about.get("teacher") or "an unnamed teacher", about.get("revision")
+    return f"{name} at {str(revision)[:12]}" if revision else str(name)
+
+
+def _loss_words(objective: Objective) -> str:
+    if objective.soft_loss is None:
+        return "cross-entropy with the text"
+    return (
+        f"{objective.alpha:g} cross-entropy + {1 - objective.alpha:g} {SOFT[objective.soft_loss]}, "
+        f"temperature {objective.temperature:g}"
+    )
+
+
+def _kl_words(objective: Objective) -> str:
+    if objective.row_kind == "topk":
+        return "KL to the teacher in nats a token, at temperature 1, the ids not kept in one bucket."
+    return (
+        f"KL to the teacher in nats a token, at temperature {objective.row_temperature:g}: "
+        "estimated without bias from sampled rows."
+    )
+
+
+def _score_rows(before: Scores, after: Scores) -> list[tuple[str, str, str]]:
+    def share(each: float | None) -> str:
+        return "-" if each is None else f"{100 * each:.1f} %"
+
+    return [
+        ("KL to the teacher", f"{before.kl:.4f}", f"{after.kl:.4f}"),
+        ("cross-entropy", f"{before.hard_loss:.4f}", f"{after.hard_loss:.4f}"),
+        ("perplexity", f"{before.perplexity:,.2f}", f"{after.perplexity:,.2f}"),
+        ("same most likely token", share(before.top1_agreement), share(after.top1_agreement)),
+    ]
+
+
+def _table(headings: tuple[str, ...], rows: list[Any]) -> list[str]:
+    def line(cells: tuple[str, ...]) -> str:
+        return "| " + " | ".join(cells) + " |"
+
+    return [line(headings), line(("---",) * len(headings)), *(line(row) for row in rows)]

@@ -1,0 +1,183 @@
+"""A student: a new Llama-style model from a file of sizes, or any causal model to continue from.
+
+Its tokenizer is the cache's, or it is refused.
+Knows nothing of training.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from distillcache.config import load_config
+from distillcache.errors import ConfigError, DistillcacheError, StudentError
+from distillcache.learn.architecture import Architecture
+from distillcache.quiet import quiet_transformers
+from distillcache.tokenizer import load_tokenizer, require_same_tokenizer
+from distillcache_shards.cache import Cache
+
+__all__ = ["Student", "load_student", "student_identity"]
+
+
+@dataclass(frozen=True)
+class Student:
+    """A model to be trained, in fp32, and who it was before."""
+
+    model: PreTrainedModel
+    tokenizer: Any  # the cache's
+    name: str  # of the file of sizes, or of the model it continues from; no path
+    is_new: bool
+    num_parameters: int  # tied matrices count once
+
+
+def student_identity(source: str) -> dict[str, Any]:
+    """What tells one student from another before it is loaded, as plain JSON data.
+
+    Of a new one all sizes, of one to continue from its name.
+    Raises StudentError for a file that is not there or not right.
+    """
+    if is_new(source):
+        return {"architecture": asdict(_architecture(source))}
+    return {"model": _public_name(source)}
+
+
+def load_student(source: str, cache: Cache, *, seed: int) -> Student:
+    """The student of a TOML file, a model folder or a hub name, ready for this cache.
+
+    Raises StudentError for what cannot be built, loaded or trained on this cache, and MismatchError for a
+    tokenizer that is not the cache's.
+    """
+    tokenizer = load_tokenizer(cache.tokenizer_folder)
+    require_same_tokenizer(tokenizer, cache)
+    model = _build(_architecture(source), tokenizer, seed) if is_new(source) else _load(source, cache)
+    _check_sizes(source, model, tokenizer, cache)
+    model.requires_grad_(True)
+    return Student(
+        model=model,
+        tokenizer=tokenizer,
+        name=_public_name(source),
+        is_new=is_new(source),
+        num_parameters=sum(each.numel() for each in model.parameters()),
+    )
+
+
+def is_new(source: str) -> bool:
+    """True if the source is a file of sizes, not a model."""
+    return source.endswith(".toml")
+
+
+def vocabulary(tokenizer: Any) -> int:
+    """V of a new student: one more than the largest id of the tokenizer."""
+    return 1 + max(int(each) for each in tokenizer.get_vocab().values())
+
+
+def _architecture(source: str) -> Architecture:
+    file = Path(source)
+    if not file.is_file():
+        raise StudentError(f"{source}: no such file; name one as in configs/student, or a model")
+    try:
+        return load_config(Architecture, file, {})
+    except ConfigError as error:
+        if str(error).startswith("--"):  # of a setting that the file lacks, which has no flag here
+            flags = str(error).partition(":")[0]
+            names = flags.replace("--", "").replace("-", "_")
+            raise StudentError(f"{source}: {names} missing; see configs/student") from None
+        raise
+
+
+def _build(sizes: Architecture, tokenizer: Any, seed: int) -> PreTrainedModel:
+    config = LlamaConfig(
+        vocab_size=vocabulary(tokenizer),
+        hidden_size=sizes.hidden_size,
+        intermediate_size=sizes.intermediate_size,
+        num_hidden_layers=sizes.num_hidden_layers,
+        num_attention_heads=sizes.num_attention_heads,
+        num_key_value_heads=sizes.kv_heads,
+        max_position_embeddings=sizes.max_position_embeddings,
+        tie_word_embeddings=sizes.tie_word_embeddings,
+        rms_norm_eps=sizes.rms_norm_eps,
+        initializer_range=sizes.initializer_range,
+        rope_parameters={"rope_type": "default", "rope_theta": sizes.rope_theta},
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    # A caller's own random numbers go on as if nothing had been drawn.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config)
+
+
+def _load(source: str, cache: Cache) -> PreTrainedModel:
+    folder = Path(source).expanduser()
+    if not folder.is_dir() and (source.startswith(("/", ".", "~")) or source.count("/") > 1):
+        raise StudentError(f"{source}: no such folder; name a model folder, a hub name or a .toml file")
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise StudentError(f"{source}: no config.json; name the folder of a transformers model")
+    place = str(folder) if folder.is_dir() else source
+    with quiet_transformers(), _one_line(source):
+        config = AutoConfig.from_pretrained(place)
+        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+            raise StudentError(
+                f"{source}: not a causal language model; found {config.model_type}; "
+                "a student predicts the next token"
+            )
+        # The tokenizer first: it is refused in no time, a model may take minutes to load.
+        require_same_tokenizer(load_tokenizer(place), cache)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            place, dtype=torch.float32, output_loading_info=True
+        )
+    missing = sorted(loaded[1]["missing_keys"])
+    if missing:
+        raise StudentError(
+            f"{source}: weights are missing and would be random; found none for {missing[0]} "
+            f"and {len(missing) - 1} others; name a complete model"
+        )
+    model: PreTrainedModel = loaded[0]
+    return model
+
+
+def _check_sizes(source: str, model: PreTrainedModel, tokenizer: Any, cache: Cache) -> None:
+    embedding: Any = model.get_input_embeddings()
+    num_ids, needed = embedding.weight.shape[0], vocabulary(tokenizer)
+    if num_ids < needed:
+        raise StudentError(
+            f"{source}: too few embeddings for the cache's tokenizer; found {num_ids}, needs {needed}; "
+            "resize its embeddings"
+        )
+    longest = int(cache.sequence_lengths.max())
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and longest > positions:
+        raise StudentError(
+            f"{source}: too few positions for the cache's longest sequence; found {positions}, "
+            f"needs {longest}; take a student with more, or teach with --max-length {positions}"
+        )
+
+
+def _public_name(source: str) -> str:
+    """A name that says nothing of the machine."""
+    where = Path(source).expanduser()
+    if is_new(source):
+        return where.stem
+    return where.resolve().name if where.is_dir() else source
+
+
+@contextlib.contextmanager
+def _one_line(source: str) -> Iterator[None]:
+    """Loading errors of the libraries beneath, which can be pages long, as one line of ours."""
+    try:
+        yield
+    except (DistillcacheError, torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # each library fails in its own way
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        first = lines[0] if lines else type(error).__name__
+        raise StudentError(
+            f"{source}: cannot be loaded; found {first.rstrip('.')[:240]}; "
+            "name a model folder, a hub name or a .toml file"
+        ) from error

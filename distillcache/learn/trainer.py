@@ -1,0 +1,272 @@
+"""transformers' Trainer, with our loss, our batches, and what there is to report.
+
+Checkpoints, mixed precision, accumulation, schedules, resuming and trackers are its own.
+Losses are summed over rows and divided by the rows of the whole step, over accumulation and ranks: every
+supervised token weighs the same, wherever it stands.
+Knows nothing of folders, cards or what was asked for on a command line.
+"""
+
+import contextlib
+import functools
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput
+
+from distillcache.errors import StudentError
+from distillcache.head import OutputHead
+from distillcache.learn.data import CacheDataset, TrainBatches, batches_in_order, loader
+from distillcache.learn.events import Evaluated, OnEvent, Step
+from distillcache.learn.objective import SUMS, Objective, Scores, batch_sums, perplexity, scores
+from distillcache.learn.student import Student
+
+__all__ = ["LearnTrainer", "train_batches"]
+
+
+class LearnTrainer(Trainer):
+    """Trains a student on a cache.
+
+    While it exists, the student's `forward` answers a batch with labels by our sums; `release` ends that.
+    """
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        student: Student,
+        head: OutputHead,
+        objective: Objective,
+        arguments: TrainingArguments,
+        *,
+        train: CacheDataset,
+        held_out: CacheDataset | None,
+        batch_tokens: int | None,
+        on_event: OnEvent,
+    ) -> None:
+        self.head = head
+        self.aim = objective
+        self.batch_tokens = batch_tokens
+        self.on_event = on_event
+        self._window: Tensor | None = None  # sums and tokens since the last report
+        self._window_started = time.perf_counter()
+        self._trained_seconds = 0.0
+        self._trained_tokens = 0.0
+        # On the instance, so that whatever wraps the model (DDP, autocast) wraps our loss too. Not a bound
+        # method, which accelerate would bind to the model.
+        self._model_forward = student.model.forward
+        student.model.forward = functools.partial(self._forward)
+        super().__init__(
+            model=student.model,
+            args=arguments,
+            train_dataset=train,
+            eval_dataset=held_out,
+            processing_class=student.tokenizer,
+            callbacks=[_Reports(self)],
+        )
+        # The count of targets in a step is asked for under this name.
+        self.model_accepts_loss_kwargs = True
+        self.remove_callback(PrinterCallback)
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Tokens trained on in a second of training and reading, of all ranks; None before the first step."""
+        return self._trained_tokens / self._trained_seconds if self._trained_seconds else None
+
+    def scores(self) -> tuple[Scores, Scores] | None:
+        """Before the first step and last, also of a run that went on; None if nothing is held out."""
+        found = [each for each in self.state.log_history if "eval_hard_loss" in each]
+        return (_scores_of(found[0]), _scores_of(found[-1])) if found else None
+
+    def release(self) -> None:
+        """Give the student its own forward back."""
+        for name in ("forward", "_original_forward"):
+            self.head.model.__dict__.pop(name, None)
+
+    def _forward(self, *args: Any, **inputs: Any) -> Any:
+        if "labels" not in inputs:
+            return self._model_forward(*args, **inputs)
+        model = self.head.model
+        loss, sums = batch_sums(self.head, self.aim, inputs, agreement=not model.training)
+        return {"loss": loss, "sums": sums}
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        assert isinstance(self.train_dataset, CacheDataset)
+        return self._loader(
+            self.train_dataset, train_batches(self.train_dataset, self.args, self.batch_tokens)
+        )
+
+    def get_eval_dataloader(self, eval_dataset: str | Dataset[Any] | None = None) -> DataLoader[Any]:
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        assert isinstance(dataset, CacheDataset)
+        batches = batches_in_order(
+            dataset.lengths,
+            batch_size=self.args.per_device_train_batch_size,
+            batch_tokens=self.batch_tokens,
+            rank=self.args.process_index,
+            num_ranks=self.args.world_size,
+        )
+        return self._loader(dataset, batches)
+
+    def _loader(self, dataset: CacheDataset, batches: TrainBatches | list[list[int]]) -> DataLoader[Any]:
+        return loader(
+            dataset,
+            batches,
+            workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.device.type == "cuda",
+        )
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        assert num_items_in_batch is not None and not return_outputs
+        outputs = model(**inputs)
+        tokens = inputs["attention_mask"].sum()[None].to(outputs["sums"])
+        window = torch.cat([outputs["sums"], tokens])
+        self._window = window if self._window is None else self._window + window
+        # Ranks average their gradients, and the count is that of all of them.
+        return outputs["loss"] / num_items_in_batch * self.accelerator.num_processes
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader[Any],
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Scores over all held-out rows, each row once, whichever batch it stands in."""
+        model = self.model
+        assert isinstance(model, torch.nn.Module)
+        model.eval()
+        total = torch.zeros(len(SUMS), dtype=torch.float64)
+        with torch.no_grad(), self.accelerator.autocast():
+            for inputs in dataloader:
+                total += model(**self._prepare_inputs(inputs))["sums"].cpu().double()
+        sums = dict(zip(SUMS, self._over_ranks(total), strict=True))
+        found = {"loss": sums["loss"] / sums["rows"], **asdict(scores(sums))}
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items() if value is not None}
+        return EvalLoopOutput(
+            predictions=np.zeros(0),
+            label_ids=None,
+            metrics=metrics,
+            num_samples=self.num_examples(dataloader),
+        )
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        with self._paused():
+            return super().evaluate(*args, **kwargs)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        with self._paused():
+            super()._save_checkpoint(*args, **kwargs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds what was summed since the last report of training steps."""
+        if "learning_rate" in logs:
+            logs.update(self._report())
+        elif "train_runtime" in logs and self._window is not None:
+            self._report()  # of the last steps, so that they count in tokens a second
+        super().log(logs, start_time)
+
+    def _report(self) -> dict[str, float]:
+        assert self._window is not None
+        *sums, tokens = self._over_ranks(self._window)
+        seconds = time.perf_counter() - self._window_started
+        self._window = None
+        self._window_started += seconds
+        self._trained_seconds += seconds
+        self._trained_tokens += tokens
+        means = {name: value / sums[SUMS.index("rows")] for name, value in zip(SUMS, sums, strict=True)}
+        report = {"hard_loss": means["hard"], "perplexity": perplexity(means["hard"])}
+        if self.aim.soft_loss is not None:
+            report |= {"soft_loss": means["soft"], "kl": means["kl"]}
+        return {**report, "tokens_per_second": tokens / max(seconds, 1e-9)}
+
+    def _over_ranks(self, sums: Tensor) -> list[float]:
+        if self.accelerator.num_processes > 1:
+            # The sum of a window in the dtype that every device has.
+            sums = self.accelerator.reduce(sums.float().to(self.args.device), reduction="sum")
+        found: list[float] = sums.tolist()
+        return found
+
+    @contextlib.contextmanager
+    def _paused(self) -> Iterator[None]:
+        """What is not training does not count in tokens a second."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._window_started += time.perf_counter() - start
+
+
+def train_batches(
+    dataset: CacheDataset, arguments: TrainingArguments, batch_tokens: int | None
+) -> TrainBatches:
+    """The batches of this rank."""
+    return TrainBatches(
+        dataset.lengths,
+        batch_size=arguments.per_device_train_batch_size,
+        batch_tokens=batch_tokens,
+        seed=arguments.seed,
+        rank=arguments.process_index,
+        num_ranks=arguments.world_size,
+    )
+
+
+class _Reports(TrainerCallback):
+    """Trainer's reports as events, on the first rank."""
+
+    def __init__(self, trainer: LearnTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
+        # A checkpoint brings the intervals of its own run; those asked for now hold.
+        state.compute_steps(args, state.max_steps)
+        self.trainer._window_started = time.perf_counter()
+
+    def on_log(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        logs: Mapping[str, float] = kwargs["logs"]
+        if "learning_rate" not in logs:
+            return
+        if not math.isfinite(logs["loss"]):
+            raise StudentError(
+                f"step {state.global_step}: the loss is no number; found {logs['loss']}; lower "
+                "--learning-rate, or take --dtype bf16 or fp32"
+            )
+        if state.is_world_process_zero:
+            self.trainer.on_event(
+                Step(
+                    step=state.global_step,
+                    num_steps=state.max_steps,
+                    loss=logs["loss"],
+                    hard_loss=logs["hard_loss"],
+                    soft_loss=logs.get("soft_loss"),
+                    perplexity=logs["perplexity"],
+                    kl=logs.get("kl"),
+                    learning_rate=logs["learning_rate"],
+                    grad_norm=logs.get("grad_norm", math.nan),
+                    tokens_per_second=logs["tokens_per_second"],
+                )
+            )
+
+    def on_evaluate(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            self.trainer.on_event(Evaluated(step=state.global_step, scores=_scores_of(kwargs["metrics"])))
+
+
+def _scores_of(metrics: Mapping[str, Any]) -> Scores:
+    """Scores from a line of Trainer's log; None is not logged."""
+    values: dict[str, Any] = {each.name: metrics.get(f"eval_{each.name}") for each in fields(Scores)}
+    return Scores(**values)

@@ -1,0 +1,123 @@
+"""Claims about the settings of `learn`: recipes as asked for, and nothing that would be ignored."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distillcache.config import load_config
+from distillcache.errors import ConfigError
+from distillcache.learn.config import LearnConfig
+
+RECIPES = Path(__file__).parents[2] / "configs" / "learn"
+NEEDED = {"cache": "cache", "output": "out", "student": "s.toml"}
+
+
+def config(**given: Any) -> LearnConfig:
+    """A config as the command line makes it."""
+    return load_config(LearnConfig, None, {**NEEDED, **given})
+
+
+@pytest.mark.parametrize(
+    ("kind", "alpha", "soft"),
+    [("output", 1.0, None), ("logit", 0.5, "forward-kl"), ("hybrid", 0.3, "forward-kl")],
+)
+def test_a_type_brings_its_alpha_and_its_loss(kind: str, alpha: float, soft: str | None) -> None:
+    """And alpha may be given where it has a use."""
+    assert (config(type=kind).hard_weight, config(type=kind).soft_loss) == (alpha, soft)
+    if soft is not None:
+        assert config(type=kind, alpha=0).hard_weight == 0
+        assert config(type=kind, loss="js").soft_loss == "js"
+
+
+@pytest.mark.parametrize(
+    ("given", "flag"),
+    [
+        ({"type": "output", "temperature": 2.0}, "--temperature"),
+        ({"type": "output", "loss": "js"}, "--loss"),
+        ({"type": "output", "alpha": 0.5}, "--alpha"),
+        ({"type": "logit", "alpha": 1.0}, "--alpha"),
+        ({"epochs": 1.0, "max_steps": 5}, "--max-steps"),
+        ({"max_steps": 5, "warmup_steps": 5}, "--warmup-steps"),
+        ({"held_out": 0, "eval_every": 5}, "--eval-every"),
+    ],
+)
+def test_a_setting_that_would_be_ignored_is_refused(given: dict[str, Any], flag: str) -> None:
+    """In one line that begins with its flag."""
+    with pytest.raises(ConfigError) as caught:
+        config(**given)
+    assert str(caught.value).startswith(f"{flag}: ") and "\n" not in str(caught.value)
+
+
+def test_what_is_next_to_an_ignored_setting_is_taken() -> None:
+    """The other side of each refusal above."""
+    config(type="output", alpha=1.0)
+    config(type="logit", alpha=0.999, temperature=2.0)
+    config(max_steps=5, warmup_steps=4)
+    config(held_out=0)
+    config(eval_every=5)
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "bad"),
+    [
+        ("alpha", 0.0, -0.001),
+        ("alpha", 0.99, 1.001),
+        ("temperature", 0.001, 0.0),
+        ("epochs", 0.1, 0.0),
+        ("max_steps", 1, 0),
+        ("batch_size", 1, 0),
+        ("batch_tokens", 2, 1),
+        ("gradient_accumulation", 1, 0),
+        ("learning_rate", 1e-9, 0.0),
+        ("warmup_steps", 0, -1),
+        ("weight_decay", 0.0, -0.1),
+        ("max_grad_norm", 0.001, 0.0),
+        ("seed", 0, -1),
+        ("workers", 0, -1),
+        ("held_out", 0.0, -0.1),
+        ("held_out", 0.999, 1.0),
+        ("eval_every", 1, 0),
+        ("save_every", 1, 0),
+        ("keep_last", 1, 0),
+        ("logging_every", 1, 0),
+        ("type", "hybrid", "both"),
+        ("loss", "js", "kl"),
+        ("schedule", "cosine", "exponential"),
+        ("dtype", "bf16", "fp8"),
+        ("device", "cpu", "tpu"),
+        ("report_to", ["wandb"], ["mail"]),
+    ],
+)
+def test_every_bound_holds_from_both_sides(name: str, good: object, bad: object) -> None:
+    """The value beside it is taken."""
+    config(**{name: good})
+    with pytest.raises(ConfigError) as caught:
+        config(**{name: bad})
+    assert str(caught.value).startswith(f"--{name.replace('_', '-')}: must be ")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "wanted"),
+    [
+        ("output", ("configs/student/100m.toml", 8, 4, 1000, 50_000, 1.0, None)),
+        ("logit", ("configs/student/100m.toml", 8, 4, 1000, 50_000, 0.5, 2.0)),
+        ("hybrid", ("configs/student/350m.toml", 4, 8, 2000, 100_000, 0.3, 2.5)),
+    ],
+)
+def test_the_recipes_are_those_asked_for(recipe: str, wanted: tuple[object, ...]) -> None:
+    """Student, batch and accumulation, warm-up, steps, alpha and temperature; and what all three share."""
+    found = load_config(LearnConfig, RECIPES / f"{recipe}.toml", {"cache": "c", "output": "o"})
+    assert found.type == recipe
+    assert wanted == (
+        found.student,
+        found.batch_size,
+        found.gradient_accumulation,
+        found.warmup_steps,
+        found.max_steps,
+        found.hard_weight,
+        found.temperature,
+    )
+    assert (found.learning_rate, found.weight_decay, found.max_grad_norm, found.seed) == (1e-4, 0.01, 1.0, 42)
+    assert (found.eval_every, found.save_every, found.logging_every, found.keep_last) == (500, 1000, 10, 3)
+    assert found.gradient_checkpointing and found.schedule == "linear"
