@@ -17,6 +17,7 @@ from distillcache.errors import ConfigError
 from distillcache_shards.cache import Cache
 from distillcache_shards.container import REPAIR
 from distillcache_shards.errors import CacheError
+from distillcache_shards.shard import shard_file
 
 __all__ = ["Facts", "Guess", "Problem", "SequenceView", "TokenView", "facts", "sequence_view", "verify"]
 
@@ -175,7 +176,8 @@ def _problems(folder: Path) -> Iterator[str]:
             yield str(error)
     for file in sorted(folder.glob("shard-*.safetensors")):
         digits = file.name.removeprefix("shard-").removesuffix(".safetensors")
-        if not digits.isdecimal() or int(digits) >= cache.num_shards:
+        number = int(digits) if digits.isdecimal() else cache.num_shards
+        if number >= cache.num_shards or file != shard_file(folder, number):
             yield f"{file}: is no shard of this plan, of {cache.num_shards} shards; move it out of here"
 
 

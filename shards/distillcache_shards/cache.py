@@ -40,7 +40,7 @@ class CachedSequence:
 
     index: int
     record: int
-    tokens: NDArray[Any]  # [L], u16 or u32, in place
+    tokens: NDArray[Any]  # [L], u16 or u32
     supervised: NDArray[np.bool_]  # [L], the first is False
     rows: Rows
     content_hash: bytes
@@ -141,16 +141,16 @@ class Cache:
     @property
     def sequence_lengths(self) -> NDArray[np.uint32]:
         """[len], tokens of each sequence, in place."""
-        return self._index.sequence_tokens
+        return self._index.sequences("sequence_tokens")
 
     @property
     def sequence_row_counts(self) -> NDArray[np.uint32]:
         """[len], rows of each sequence, in place."""
-        return self._index.sequence_rows
+        return self._index.sequences("sequence_rows")
 
     def records(self) -> NDArray[np.int64]:
         """[len], the record of each sequence; windows of one document share it."""
-        return self._index.sequence_record.astype(np.int64)
+        return self._index.sequences("sequence_record").astype(np.int64)
 
     def shard_bounds(self) -> NDArray[np.int64]:
         """[shards + 1]: shard s holds the sequences from bound s to bound s + 1."""
@@ -183,13 +183,13 @@ class Cache:
         return found
 
     def faults_of_index(self) -> list[str]:
-        """Reads every byte of the index; what is wrong with it, in words."""
+        """Reads every byte of the index; what is wrong with it, in words, beginning with its file."""
         container = self._index.container
         found = list(container.faults())
         with container.file.open("rb") as stream:
             if not found and hashlib.file_digest(stream, "sha256").hexdigest() != self._plan.index_sha256:
                 found.append("is the index of another plan")
-        return found
+        return [f"{container.file}: {fault}; {REPAIR}" for fault in found]
 
     def faults_of_shard(self, number: int, *, decode: bool = True) -> list[str]:
         """Reads every byte of a shard; what is wrong with it, in words, beginning with its file.
@@ -211,7 +211,8 @@ class Cache:
         return CachedSequence(
             index=index,
             record=int(shard.records[place]),
-            tokens=shard.tokens[start:end],
+            # Its own: in place it would keep a file of the shard open as long as it lives.
+            tokens=shard.tokens[start:end].copy(),
             supervised=shard.mask(start, end),
             rows=self._rows(shard, place),
             content_hash=shard.hashes[place].tobytes(),
@@ -244,7 +245,10 @@ class Cache:
 
         Raises CacheError if the shard that may hold it is missing or damaged.
         """
-        wanted = content_hash(np.asarray(token_ids, dtype=np.uint32))
+        ids = np.asarray(token_ids, dtype=np.int64)
+        if len(ids) == 0 or not 0 <= ids.min() <= ids.max() < self.vocab_size:
+            return None
+        wanted = content_hash(ids)
         for index in self._index.candidates(wanted):
             shard, place = self._place(index)
             if shard.hashes[place].tobytes() == wanted:

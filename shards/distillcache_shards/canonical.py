@@ -7,6 +7,8 @@ import hashlib
 import json
 from typing import Any
 
+from distillcache_shards.errors import printable
+
 __all__ = ["canonical", "parse", "sha256_of"]
 
 
@@ -28,10 +30,11 @@ def parse(text: bytes) -> Any:
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"key {next(name for name in names if names.count(name) > 1)!r} comes twice")
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"key '{printable(name)}' comes twice")
+        found[name] = value
     return found
 
 

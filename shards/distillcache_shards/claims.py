@@ -12,10 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from distillcache_shards.durable import PARTIAL
+
 # Absent on Windows.
 fcntl: Any = importlib.import_module("fcntl") if importlib.util.find_spec("fcntl") else None
 
-__all__ = ["CLAIM", "claimed", "remove_stale_claims"]
+__all__ = ["CLAIM", "claimed", "remove_leftovers"]
 
 CLAIM = ".claim"
 
@@ -50,11 +52,19 @@ def claimed(file: Path, *, wait: bool = False) -> Iterator[bool]:
         os.close(descriptor)
 
 
-def remove_stale_claims(folder: Path) -> None:
-    """Remove what holders that were killed left behind; claims that are held stay. Raises OSError."""
+def remove_leftovers(folder: Path) -> None:
+    """Remove what writers that were killed left: claims, and files half written. Raises OSError.
+
+    Whatever a process that lives has claimed stays.
+    """
     for claim in folder.glob(f"*{CLAIM}"):
         with claimed(claim.with_name(claim.name.removesuffix(CLAIM))):
             pass
+    for partial in folder.glob(f"*.safetensors.*{PARTIAL}"):
+        name, _, _ = partial.name.partition(".safetensors.")
+        with claimed(folder / f"{name}.safetensors") as ours:
+            if ours:
+                partial.unlink(missing_ok=True)
 
 
 def _is_named(descriptor: int, file: Path) -> bool:

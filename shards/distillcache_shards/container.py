@@ -7,7 +7,10 @@ Knows nothing of shards, plans or rows.
 
 import hashlib
 import json
+import math
 import mmap
+import re
+import stat
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillcache_shards.canonical import canonical, parse
-from distillcache_shards.errors import CorruptError, MissingShardError, UnsupportedError
+from distillcache_shards.errors import CorruptError, MissingShardError, UnsupportedError, printable
 
 __all__ = ["FORMAT_VERSION", "REPAIR", "Container", "container_parts"]
 
@@ -34,6 +37,9 @@ DTYPES: dict[str, np.dtype[Any]] = {
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 NO_HASH = "0" * 64
+HASH = re.compile("[0-9a-f]{64}")
+MAX_AXES = 4
+MAX_ELEMENTS = 1 << 60
 
 
 def container_parts(
@@ -79,6 +85,9 @@ class Container:
     def __init__(self, file: Path) -> None:
         self.file = file
         try:
+            # To open a pipe would be to wait for somebody to write into it.
+            if not stat.S_ISREG(file.stat().st_mode):
+                raise CorruptError(f"{file}: cannot be read: no regular file; move it away, then {REPAIR}")
             with file.open("rb") as stream:
                 self.num_bytes = stream.seek(0, 2)
                 self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) if self.num_bytes else b""
@@ -107,7 +116,7 @@ class Container:
         """
         entry = self._entries.get(name)
         if entry is None:
-            raise CorruptError(f"{self.file}: has no tensor `{name}`; {REPAIR}")
+            raise CorruptError(f"{self.file}: has no tensor `{printable(name)}`; {REPAIR}")
         found: list[int] = entry["shape"]
         fits = len(found) == len(shape) and all(
             want is None or want == have for want, have in zip(shape, found, strict=True)
@@ -115,8 +124,8 @@ class Container:
         if entry["dtype"] != dtype or not fits:
             wanted = ", ".join("any" if each is None else str(each) for each in shape)
             raise CorruptError(
-                f"{self.file}: tensor `{name}` must be {dtype} [{wanted}], "
-                f"found {entry['dtype']} {found}; {REPAIR}"
+                f"{self.file}: tensor `{printable(name)}` must be {dtype} [{wanted}], "
+                f"found {entry['dtype']} {printable(found)}; {REPAIR}"
             )
         return self._view(entry)
 
@@ -142,7 +151,7 @@ class Container:
 
     def _fault(self, name: str) -> str:
         start, end = self.span(name)
-        return f"tensor `{name}` fails its checksum, bytes {start} to {end}"
+        return f"tensor `{printable(name)}` fails its checksum, bytes {start} to {end}"
 
     def _view(self, entry: Mapping[str, Any]) -> NDArray[Any]:
         dtype = DTYPES[entry["dtype"]]
@@ -177,13 +186,17 @@ def _parse_header(data: Any) -> tuple[dict[str, Any], dict[str, Any], int]:
         description = parse(text.encode())
         version, own_hash = description["format"], description["header_sha256"]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"has a header that is not one of distillcache: {error}") from None
+        raise ValueError(f"has a header that is not one of distillcache: {printable(str(error))}") from None
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise ValueError(f"has a format version that is none: {version!r}")
+        raise ValueError(f"has a format version that is none: {printable(repr(version))}")
     if version > FORMAT_VERSION:
-        raise UnsupportedError(f"has format version {version}; this release reads up to {FORMAT_VERSION}")
+        raise UnsupportedError(
+            f"has format version {printable(version)}; this release reads up to {FORMAT_VERSION}"
+        )
+    if not isinstance(own_hash, str) or not HASH.fullmatch(own_hash):
+        raise ValueError("has a header without a checksum")
     # Everywhere, not in its place alone: wherever else it stood, the hash would differ.
-    zeroed = header.replace(str(own_hash).encode(), NO_HASH.encode())
+    zeroed = header.replace(own_hash.encode(), NO_HASH.encode())
     if hashlib.sha256(zeroed).hexdigest() != own_hash:
         raise ValueError("has a header that fails its checksum")
     _check_entries(entries, description.get("tensors"), len(data) - 8 - length)
@@ -196,19 +209,21 @@ def _check_entries(entries: Mapping[str, Any], tensors: Any, data_bytes: int) ->
         raise ValueError("has tensors other than those it describes")
     place = 0
     for name, entry in entries.items():
-        fault = f"has a tensor `{name}` that is not what its header says"
+        fault = f"has a tensor `{printable(name)}` that is not what its header says"
         if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
             raise ValueError(fault)
         dtype, shape, offsets = DTYPES.get(str(entry["dtype"])), entry["shape"], entry["data_offsets"]
         crc = tensors[name].get("crc32") if isinstance(tensors[name], dict) else None
         if dtype is None or not _counts(shape) or not _counts(offsets) or not _counts([crc]):
             raise ValueError(fault)
-        size = dtype.itemsize
-        for length in shape:
-            size *= length
+        # numpy makes no empty array along axes that would be too long together.
+        if len(shape) > MAX_AXES or math.prod(max(1, length) for length in shape) > MAX_ELEMENTS:
+            raise ValueError(fault)
+        size = dtype.itemsize * math.prod(shape)
         if offsets != [place, place + size]:
             raise ValueError(
-                f"has a tensor `{name}` of {size} bytes at {offsets}, where {[place, place + size]} is due"
+                f"has a tensor `{printable(name)}` of {size} bytes at {printable(offsets)}, "
+                f"where {[place, place + size]} is due"
             )
         place += size
     if place != data_bytes:

@@ -7,6 +7,7 @@ __all__ = [
     "MismatchError",
     "MissingShardError",
     "UnsupportedError",
+    "printable",
 ]
 
 
@@ -32,3 +33,9 @@ class MismatchError(CacheError):
 
 class MissingShardError(CacheError):
     """A sequence whose shard has not been taught yet."""
+
+
+def printable(value: object) -> str:
+    """A value out of a file, short and printable: what a file says is not to draw on a terminal."""
+    text = ascii(str(value))[1:-1]
+    return text if len(text) <= 120 else f"{text[:117]}..."

@@ -78,11 +78,16 @@ class Index:
         array = self.container.array
         self.shard_first_sequence = array("shard_first_sequence", "U64", num_shards + 1)
         self.shard_sha256 = array("shard_sha256", "U8", num_shards, 32)
-        self.sequence_tokens = array("sequence_tokens", "U32", num_sequences)
-        self.sequence_rows = array("sequence_rows", "U32", num_sequences)
-        self.sequence_record = array("sequence_record", "U64", num_sequences)
-        self._prefix = array("lookup_prefix", "U64", num_sequences)
-        self._sequence = array("lookup_sequence", "U64", num_sequences)
+        # Of the length of the corpus: their checksums are for whoever uses them first.
+        self._arrays = {
+            "sequence_tokens": array("sequence_tokens", "U32", num_sequences),
+            "sequence_rows": array("sequence_rows", "U32", num_sequences),
+            "sequence_record": array("sequence_record", "U64", num_sequences),
+            "lookup_prefix": array("lookup_prefix", "U64", num_sequences),
+            "lookup_sequence": array("lookup_sequence", "U64", num_sequences),
+        }
+        self._checked: set[str] = set()
+        self.container.check("shard_sha256")
         # As many as there are shards, and wrong ones would send every reader astray.
         self.container.check("shard_first_sequence")
         first = self.shard_first_sequence
@@ -94,6 +99,16 @@ class Index:
                 self.container.check(name)
                 self.tables[name.removeprefix(TABLE)] = self.container.any_array(name)
 
+    def sequences(self, name: str) -> NDArray[Any]:
+        """`sequence_tokens`, `sequence_rows` or `sequence_record`, [n], in place.
+
+        The first use of one reads and checks it. Raises CorruptError.
+        """
+        if name not in self._checked:
+            self.container.check(name)
+            self._checked.add(name)
+        return self._arrays[name]
+
     def shard_of(self, sequence: int) -> int:
         """The shard that holds a sequence."""
         return int(np.searchsorted(self.shard_first_sequence, np.uint64(sequence), side="right")) - 1
@@ -101,6 +116,7 @@ class Index:
     def candidates(self, wanted: bytes) -> list[int]:
         """Sequences whose content hash may be `wanted`, rising; almost always none or the one."""
         prefix = np.uint64(int.from_bytes(wanted[:8], "big"))
-        start = int(np.searchsorted(self._prefix, prefix, side="left"))
-        end = int(np.searchsorted(self._prefix, prefix, side="right"))
-        return sorted(int(each) for each in self._sequence[start:end] if each < len(self.sequence_tokens))
+        prefixes, found = self.sequences("lookup_prefix"), self.sequences("lookup_sequence")
+        start = int(np.searchsorted(prefixes, prefix, side="left"))
+        end = int(np.searchsorted(prefixes, prefix, side="right"))
+        return sorted(int(each) for each in found[start:end] if each < len(found))

@@ -11,7 +11,7 @@ from typing import Any
 from distillcache_shards.canonical import canonical, parse, sha256_of
 from distillcache_shards.container import FORMAT_VERSION
 from distillcache_shards.durable import write_whole
-from distillcache_shards.errors import CacheError, CorruptError, MismatchError, UnsupportedError
+from distillcache_shards.errors import CacheError, CorruptError, MismatchError, UnsupportedError, printable
 from distillcache_shards.limits import MAX_VOCABULARY
 from distillcache_shards.rows import KINDS
 
@@ -40,7 +40,7 @@ class Plan:
     def __init__(self, data: Mapping[str, Any], about: Mapping[str, Any]) -> None:
         self.data = dict(data)
         self.about = dict(about)
-        fault = _fault(self.data)
+        fault = _fault(self.data) or _about_fault(self.about)
         if fault:
             raise CacheError(f"is no plan: {fault}")
         self.sha256 = sha256_of(self.data)
@@ -95,8 +95,8 @@ class Plan:
             version = content["format"]
             if isinstance(version, int) and version > FORMAT_VERSION:
                 raise UnsupportedError(
-                    f"{where}: has format version {version}; this release reads up to {FORMAT_VERSION}; "
-                    "read it with a newer distillcache"
+                    f"{where}: has format version {printable(version)}; "
+                    f"this release reads up to {FORMAT_VERSION}; read it with a newer distillcache"
                 )
             own_hash = content.pop("sha256")
             if version != FORMAT_VERSION or sha256_of(content) != own_hash:
@@ -109,7 +109,7 @@ class Plan:
         except CacheError as error:
             raise CorruptError(f"{where}: {error}; {remedy}") from None
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise CorruptError(f"{where}: is no plan of a cache: {error}; {remedy}") from None
+            raise CorruptError(f"{where}: is no plan of a cache: {printable(str(error))}; {remedy}") from None
         return plan
 
     def require_same(self, data: Mapping[str, Any], where: Path) -> None:
@@ -143,7 +143,14 @@ def _shown(value: Any) -> str:
         return "none"
     text = value if isinstance(value, str) else canonical(value).decode()
     # Of a hash the beginning tells it apart.
-    return f"{text[:12]}..." if len(text) == 64 and " " not in text else text
+    return f"{text[:12]}..." if len(text) == 64 and " " not in text else printable(text)
+
+
+def _about_fault(about: Mapping[str, Any]) -> str | None:
+    files = about.get("tokenizer_files", {})
+    if not isinstance(files, Mapping) or not all(isinstance(each, str) for each in files.values()):
+        return "about.tokenizer_files must name the files of the tokenizer"
+    return None
 
 
 def _fault(data: Mapping[str, Any]) -> str | None:
@@ -154,11 +161,11 @@ def _fault(data: Mapping[str, Any]) -> str | None:
         for name, kind in entries.items():
             value = found.get(name)
             if not isinstance(value, kind) or isinstance(value, bool):
-                return f"{section}.{name} must be {kind.__name__}, found {value!r}"
+                return f"{section}.{name} must be {kind.__name__}, found {printable(value)}"
             if isinstance(value, int) and value < 0:
                 return f"{section}.{name} must be at least 0, found {value}"
     if data["rows"]["kind"] not in KINDS:
-        return f"rows.kind must be one of {', '.join(KINDS)}, found {data['rows']['kind']!r}"
+        return f"rows.kind must be one of {', '.join(KINDS)}, found {printable(data['rows']['kind'])}"
     if not 1 <= data["tokenizer"]["vocab_size"] <= MAX_VOCABULARY:
         return f"tokenizer.vocab_size must be 1 to {MAX_VOCABULARY}"
     if data["codec"]["block_rows"] < 1:

@@ -138,6 +138,8 @@ class Rows:
         for name, ids in (("kept", self.head_ids), ("drawn", self.draw_ids)):
             if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < vocab_size:
                 return f"a {name} id outside the vocabulary of {vocab_size}"
+        if self.kind == TOPK and self.num_draws:
+            return "draws in rows that have none"
         if not bool(np.isfinite(self.head_logprobs).all()) or bool((self.head_logprobs > 1e-3).any()):
             return "a log-probability that is none"
         if not bool(((self.tail_mass >= 0) & (self.tail_mass <= 1.001)).all()):

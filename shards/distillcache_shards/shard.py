@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from distillcache_shards.codecs import Codec, EncodedBlock
 from distillcache_shards.container import REPAIR, Container, container_parts
 from distillcache_shards.durable import write_whole
-from distillcache_shards.errors import CorruptError, MismatchError
+from distillcache_shards.errors import CorruptError, MismatchError, printable
 from distillcache_shards.index import content_hash
 from distillcache_shards.plan import Plan
 from distillcache_shards.rows import Rows
@@ -189,23 +189,24 @@ class Shard:
         self.container = Container(shard_file(folder, shard))
         self.file = self.container.file
         description = self.container.description
-        if description.get("plan_sha256") != plan.sha256:
+        theirs = description.get("plan_sha256")
+        if theirs != plan.sha256:
             raise MismatchError(
-                f"{self.file}: belongs to another plan, {str(description.get('plan_sha256'))[:12]}, "
+                f"{self.file}: belongs to another plan, {printable(str(theirs)[:12])}, "
                 f"and this cache's is {plan.sha256[:12]}; move it out of this folder"
             )
         if description.get("kind") != "shard" or description.get("shard") != shard:
             raise MismatchError(
-                f"{self.file}: is shard {description.get('shard')!r} under another's name; rename it"
+                f"{self.file}: is shard {printable(description.get('shard'))} under another's name; rename it"
             )
-        self.fidelity: Mapping[str, Any] = description.get("fidelity", {})
-        counts: Mapping[str, int] = description.get("counts", {})
-        try:
-            self.num_sequences, self.num_tokens, self.num_rows, num_blocks = (
-                int(counts[name]) for name in ("sequences", "tokens", "rows", "blocks")
-            )
-        except (KeyError, TypeError, ValueError):
-            raise CorruptError(f"{self.file}: does not count what it holds; {REPAIR}") from None
+        fidelity, counts = _numbers(description.get("fidelity")), _numbers(description.get("counts"))
+        found = [(counts or {}).get(name) for name in ("sequences", "tokens", "rows", "blocks")]
+        if not all(isinstance(each, int) and each >= 0 for each in found):
+            raise CorruptError(f"{self.file}: does not count what it holds; {REPAIR}")
+        self.num_sequences, self.num_tokens, self.num_rows, num_blocks = (int(each or 0) for each in found)
+        if fidelity is None:
+            raise CorruptError(f"{self.file}: does not say how faithful it is; {REPAIR}")
+        self.fidelity = fidelity
         array = self.container.array
         self.token_offsets = array("sequence_tokens", "U64", self.num_sequences + 1)
         self.row_offsets = array("sequence_rows", "U64", self.num_sequences + 1)
@@ -319,6 +320,14 @@ class Shard:
             yield "its content hashes are not those of its tokens"
         if bool((sequences.row_offsets != self.row_offsets).any()):
             yield "its rows are not those of its masks"
+
+
+def _numbers(told: Any) -> Mapping[str, Any] | None:
+    """A mapping of names to numbers as it is, None in place of anything else."""
+    if not isinstance(told, Mapping):
+        return None
+    sound = all(isinstance(each, int | float) and not isinstance(each, bool) for each in told.values())
+    return told if sound else None
 
 
 def _size(span: tuple[int, int]) -> int:

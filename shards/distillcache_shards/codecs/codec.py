@@ -32,8 +32,9 @@ class Codec(Protocol):
     """Rows to the bytes of a block and back.
 
     One object serves one cache: `kind` of row and size of the vocabulary are those of its plan.
-    Encoding is deterministic. Rows come back with ids and offsets as they were; what is lost in the values
-    depends on the parameters, and every shard says how much that is.
+    Encoding is deterministic. Rows come back with ids and offsets as they were, but that ids whose values
+    became equal stand by rising id; what is lost in the values depends on the parameters, and every shard
+    says how much that is.
     """
 
     id: ClassVar[str]

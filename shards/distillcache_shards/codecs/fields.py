@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from distillcache_shards.errors import CorruptError
 from distillcache_shards.rows import Rows
 
-__all__ = ["LOGPROB_DTYPES", "Fields", "id_dtype"]
+__all__ = ["LOGPROB_DTYPES", "Fields", "entropy_codes", "entropy_nats", "id_dtype"]
 
 LOGPROB_DTYPES: dict[str, np.dtype[Any]] = {"f16": np.dtype("<f2"), "f32": np.dtype("<f4")}
 ENTROPY_STEPS = 255
@@ -48,7 +48,7 @@ class Fields:
             np.maximum(rows.head_logprobs, np.finfo(dtype).min).astype(dtype),
             rows.head_ids.astype(ids),
             rows.draw_ids.astype(ids),
-            np.rint(np.clip(rows.entropy / _entropy_unit(vocab_size), 0, ENTROPY_STEPS)).astype(np.uint8),
+            entropy_codes(rows.entropy, vocab_size),
         )
 
     def rows(self, kind: str, vocab_size: int) -> Rows:
@@ -61,11 +61,24 @@ class Fields:
             self.tail_mass.astype(np.float32),
             _offsets(self.draw_counts),
             self.draw_ids.astype(np.int32),
-            self.entropy.astype(np.float32) * np.float32(_entropy_unit(vocab_size)),
+            entropy_nats(self.entropy, vocab_size),
         )
         if fault := rows.fault(vocab_size):
             raise CorruptError(f"holds {fault}")
         return rows
+
+
+def entropy_codes(entropy: NDArray[np.float32], vocab_size: int) -> NDArray[np.uint8]:
+    """Entropies in nats as 255ths of the largest there is, rounded to the nearest."""
+    codes: NDArray[np.uint8] = np.rint(
+        np.clip(entropy / _entropy_unit(vocab_size), 0, ENTROPY_STEPS)
+    ).astype(np.uint8)
+    return codes
+
+
+def entropy_nats(codes: NDArray[np.uint8], vocab_size: int) -> NDArray[np.float32]:
+    """`entropy_codes` undone."""
+    return codes.astype(np.float32) * np.float32(_entropy_unit(vocab_size))
 
 
 def _entropy_unit(vocab_size: int) -> float:

@@ -1,5 +1,6 @@
 """The codec `plain`: arrays as they are, readable in place from the memory map."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -22,6 +23,13 @@ class Plain:
     kind: str
     vocab_size: int
     logprobs: str = "f16"
+
+    @classmethod
+    def of(cls, kind: str, vocab_size: int, tables: Tables, params: Mapping[str, Any]) -> "Plain":
+        """The codec of a cache, which keeps no tables. Raises ValueError for parameters that are none."""
+        if params["logprobs"] not in LOGPROB_DTYPES:
+            raise ValueError(f"log-probabilities as {params['logprobs']}")
+        return cls(kind, vocab_size, **params)
 
     @property
     def params(self) -> dict[str, Any]:

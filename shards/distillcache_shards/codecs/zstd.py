@@ -1,5 +1,6 @@
 """The codec `zstd`: the same arrays as byte planes, compressed with zstandard."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from distillcache_shards.codecs.codec import EncodedBlock, Tables
 from distillcache_shards.codecs.fields import LOGPROB_DTYPES, Fields, id_dtype
 from distillcache_shards.errors import CorruptError
+from distillcache_shards.limits import MAX_VOCABULARY
 from distillcache_shards.rows import SAMPLED, Rows
 
 __all__ = ["Zstd"]
@@ -24,6 +26,13 @@ class Zstd:
     vocab_size: int
     logprobs: str = "f16"
     level: int = 9
+
+    @classmethod
+    def of(cls, kind: str, vocab_size: int, tables: Tables, params: Mapping[str, Any]) -> "Zstd":
+        """The codec of a cache, which keeps no tables. Raises ValueError for parameters that are none."""
+        if params["logprobs"] not in LOGPROB_DTYPES:
+            raise ValueError(f"log-probabilities as {params['logprobs']}")
+        return cls(kind, vocab_size, **params)
 
     @property
     def params(self) -> dict[str, Any]:
@@ -57,6 +66,8 @@ class Zstd:
 
     def decode(self, data: NDArray[np.uint8], num_rows: int, expanded_bytes: int) -> Rows:
         """The rows of a block. Raises CorruptError for bytes that are not `num_rows` rows."""
+        if expanded_bytes > num_rows * self._most_row_bytes():
+            raise CorruptError(f"would expand to {expanded_bytes} bytes, too many for {num_rows} rows")
         whole = _expanded(data, expanded_bytes)
         place = 0
 
@@ -86,6 +97,12 @@ class Zstd:
         if place != len(whole):
             raise CorruptError(f"expands to more than its {num_rows} rows; found {len(whole)} bytes")
         return fields.rows(self.kind, self.vocab_size)
+
+    def _most_row_bytes(self) -> int:
+        """What one row can take at most: every id kept, and as many draws as the format has room for."""
+        ids = id_dtype(self.vocab_size).itemsize
+        kept = self.vocab_size * (ids + LOGPROB_DTYPES[self.logprobs].itemsize)
+        return 13 + kept + (MAX_VOCABULARY * ids if self.kind == SAMPLED else 0)
 
     def row_bytes(self, kept: float, draws: float) -> float:
         """Ids go down to about 85 % and values to 80 % on prose and code."""

@@ -1,0 +1,101 @@
+"""What opening and reading a cache costs: no shard is opened before it is asked for, and few stay open."""
+
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from distillcache_shards.cache import DECODED_BLOCKS, OPEN_SHARDS, Cache
+from distillcache_shards.rows import Rows
+from distillcache_shards.shard import Shard
+from tests.shards.small_cache import SmallCache, small_cache
+
+# Prints which files of a folder are opened: by opening it as a cache, then by reading its last sequence.
+OPENED = """
+import json, os, sys
+from distillcache_shards.cache import Cache
+opened = []
+def hook(event, values):
+    if event == "open" and str(values[0]).startswith(sys.argv[1]):
+        opened.append(os.path.basename(values[0]))
+    if event in ("os.listdir", "os.scandir"):
+        opened.append(event)
+sys.addaudithook(hook)
+cache = Cache.open(sys.argv[1])
+at_first, opened[:] = list(opened), []
+cache[len(cache) - 1]
+print(json.dumps([at_first, opened]))
+"""
+
+
+def of_shards(number: int) -> SmallCache:
+    """A cache of as many shards, one sequence each."""
+    return small_cache(lengths=[4] * number, sequences_a_shard=1)
+
+
+@pytest.mark.parametrize("num_shards", [1, 2_000])
+def test_opening_opens_the_plan_and_the_index_alone(tmp_path: Path, num_shards: int) -> None:
+    """For one shard as for thousands; reading a sequence opens its shard and no other."""
+    last = num_shards - 1
+    folder = of_shards(num_shards).write(tmp_path / "cache", shards=(last,))
+    done = subprocess.run(
+        [sys.executable, "-c", OPENED, folder], capture_output=True, text=True, check=True, timeout=60
+    )
+    opened = ["cache.json", "index.safetensors"], [f"shard-{last:05d}.safetensors"]
+    assert json.loads(done.stdout) == list(opened)
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """More shards than stay open."""
+    return of_shards(2 * OPEN_SHARDS).write(tmp_path_factory.mktemp("many") / "cache")
+
+
+def num_open(folder: Path) -> int:
+    """Files of a folder that this process has open."""
+    links = (each.readlink() for each in Path("/proc/self/fd").iterdir() if each.is_symlink())
+    return sum(link.is_relative_to(folder) for link in links)
+
+
+def test_only_some_shards_stay_open(many: Path) -> None:
+    """However many are read, and in whatever order; a cache that is let go leaves none open."""
+    cache = Cache.open(many)
+    assert num_open(many) == 1  # the index
+    for indices in (range(len(cache)), range(len(cache) - 1, -1, -1)):
+        for index in indices:
+            assert len(cache[index].tokens) == 4
+            assert num_open(many) <= 1 + OPEN_SHARDS
+    assert num_open(many) == 1 + OPEN_SHARDS
+    del cache
+    assert num_open(many) == 0
+
+
+def test_a_batch_decodes_each_block_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In whatever order it asks for sequences of more blocks than are kept decoded."""
+    small = small_cache(lengths=[5] * 60, sequences_a_shard=60)
+    cache = Cache.open(small.write(tmp_path / "cache"))
+    decoded, block = [], Shard.block
+
+    def counted(shard: Shard, number: int) -> Rows:
+        decoded.append(number)
+        return block(shard, number)
+
+    monkeypatch.setattr(Shard, "block", counted)
+    cache.read([*range(0, 60, 2), *range(1, 60, 2)])
+    assert cache.shard(0).num_blocks > DECODED_BLOCKS
+    assert decoded == list(range(cache.shard(0).num_blocks))
+
+
+def test_sequences_that_are_kept_keep_few_files_open(many: Path) -> None:
+    """A list of sequences, of more shards than a process may have files, is no error."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    opened = len(list(Path("/proc/self/fd").iterdir()))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (opened + OPEN_SHARDS + 16, hard))
+    try:
+        kept = list(Cache.open(many))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(kept) == 2 * OPEN_SHARDS
