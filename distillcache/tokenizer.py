@@ -7,6 +7,8 @@ Knows nothing of corpora or models.
 
 import hashlib
 import json
+import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -18,6 +20,7 @@ from numpy.typing import NDArray
 
 from distillcache.corpus.pieces import Pieces, decode_pieces
 from distillcache.errors import ConfigError
+from distillcache_shards.durable import disk_errors
 from distillcache_shards.errors import CacheError, MismatchError
 
 __all__ = [
@@ -99,25 +102,32 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
             "convert it to a fast one first"
         )
     folder = Path(folder)
-    try:
+    with disk_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    except OSError as error:
-        raise CacheError(f"{folder}: cannot be written: {error.strerror}") from None
+        try:
+            written = fresh / "new"
+            _save(tokenizer, written)
+            if not (written / "tokenizer.json").is_file():
+                raise CacheError(
+                    f"{folder}: {type(tokenizer).__name__} writes no tokenizer.json; use a fast tokenizer"
+                )
+            if folder.exists():
+                folder.rename(fresh / "old")
+            written.rename(folder)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _save(tokenizer: Any, folder: Path) -> None:
+    """Raises OSError also where tokenizers, which is no Python, raises an Exception that names one."""
     try:
-        written = fresh / "new"
-        tokenizer.save_pretrained(str(written))
-        if not (written / "tokenizer.json").is_file():
-            raise CacheError(
-                f"{folder}: {type(tokenizer).__name__} writes no tokenizer.json; use a fast tokenizer"
-            )
-        if folder.exists():
-            folder.rename(fresh / "old")
-        written.rename(folder)
-    except OSError as error:
-        raise CacheError(f"{folder}: cannot be written: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+        tokenizer.save_pretrained(str(folder))
+    except Exception as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from None
 
 
 def require_same_tokenizer(tokenizer: Any, cache: HasTokenizer) -> None:

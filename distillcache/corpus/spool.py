@@ -6,11 +6,12 @@ Knows nothing of tokenizers or teachers.
 n sequences, T tokens.
 """
 
+import contextlib
 import tempfile
 from array import array
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,26 +29,29 @@ class Spool:
     def __init__(self, sequences: Iterable[Tokenised], folder: Path) -> None:
         """Write the sequences to temporary files in `folder`. Raises CacheError if its disk fails."""
         lengths, rows, records = array("Q"), array("Q"), array("Q")
-        with disk_errors(folder):
-            # Open as long as this object lives, and the maps below with them.
-            self._tokens_file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
-            self._mask_file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
-        for each in sequences:
+        with contextlib.ExitStack() as files:
             with disk_errors(folder):
-                self._tokens_file.write(each.tokens.astype("<u4").tobytes())
-                self._mask_file.write(each.supervised.tobytes())
-            lengths.append(len(each.tokens))
-            rows.append(int(each.supervised.sum()))
-            records.append(each.record)
-        with disk_errors(folder):
-            self._tokens_file.flush()
-            self._mask_file.flush()
+                tokens = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  # closed below, quietly
+                files.callback(_close, tokens)
+                mask = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+                files.callback(_close, mask)
+            for each in sequences:
+                with disk_errors(folder):
+                    tokens.write(each.tokens.astype("<u4").tobytes())
+                    mask.write(each.supervised.tobytes())
+                lengths.append(len(each.tokens))
+                rows.append(int(each.supervised.sum()))
+                records.append(each.record)
+            with disk_errors(folder):
+                tokens.flush()
+                mask.flush()
+            # A map outlives the file that it is of.
+            self._tokens = _mapped(tokens, np.dtype("<u4"), sum(lengths))
+            self._mask = _mapped(mask, np.dtype(np.bool_), sum(lengths))
         self.lengths: NDArray[np.int64] = np.array(lengths, np.int64)  # [n], tokens
         self.rows: NDArray[np.int64] = np.array(rows, np.int64)  # [n], supervised tokens
         self.records: NDArray[np.int64] = np.array(records, np.int64)  # [n]
         self._offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.lengths)])
-        self._tokens = _mapped(self._tokens_file, np.dtype("<u4"), self.num_tokens)
-        self._mask = _mapped(self._mask_file, np.dtype(np.bool_), self.num_tokens)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -66,6 +70,12 @@ class Spool:
             self._offsets[start : end + 1] - first,
             self.records[start:end],
         )
+
+
+def _close(file: IO[bytes]) -> None:
+    """Close a file that is of no use any more, also where what was left to write has no room."""
+    with contextlib.suppress(OSError):
+        file.close()
 
 
 def _mapped(file: Any, dtype: np.dtype[Any], count: int) -> NDArray[Any]:

@@ -3,16 +3,19 @@
 Knows nothing of shards or teachers.
 """
 
+import contextlib
 import hashlib
 import shutil
+import stat
 from pathlib import Path
 from typing import Any
 
 from distillcache.tokenizer import save_tokenizer
 from distillcache_shards.cache import TOKENIZER_FOLDER
 from distillcache_shards.claims import claimed
+from distillcache_shards.container import Container
 from distillcache_shards.durable import disk_errors, partials_of, write_whole
-from distillcache_shards.errors import CacheError
+from distillcache_shards.errors import CacheError, MismatchError
 from distillcache_shards.index import INDEX_FILE, IndexData
 from distillcache_shards.plan import PLAN_FILE, Plan
 
@@ -44,6 +47,8 @@ def prepare_folder(folder: Path, plan: Plan, index: IndexData, tokenizer: Any) -
             if (folder / PLAN_FILE).exists():
                 # Perhaps of another process that began at the same time.
                 Plan.read(folder).require_same(plan.data, folder)
+            else:
+                _require_own_shards(folder, plan)
             for name in (PLAN_FILE, INDEX_FILE):
                 for partial in partials_of(folder / name):
                     partial.unlink()
@@ -57,6 +62,20 @@ def prepare_folder(folder: Path, plan: Plan, index: IndexData, tokenizer: Any) -
             if not (folder / PLAN_FILE).exists():
                 plan.about["tokenizer_files"] = _tokenizer_files(folder)
                 plan.write(folder)
+
+
+def _require_own_shards(folder: Path, plan: Plan) -> None:
+    """Raises MismatchError for a shard of another plan in a folder that has none, or has lost it."""
+    for file in sorted(folder.glob("shard-*.safetensors")):
+        try:
+            theirs = Container(file).description.get("plan_sha256")
+        except CacheError:
+            continue  # damaged, and so to be made again
+        if theirs != plan.sha256:
+            raise MismatchError(
+                f"{file}: belongs to another plan than this command's, and the folder has lost its "
+                f"{PLAN_FILE}; repeat the command that made it, or name another folder"
+            )
 
 
 def _tokenizer_files(folder: Path) -> dict[str, str | None]:
@@ -79,4 +98,10 @@ def nearest_folder(folder: Path) -> Path:
 
 def folder_bytes(folder: Path) -> int:
     """The size of all files in a folder and below."""
-    return sum(each.stat().st_size for each in folder.rglob("*") if each.is_file())
+    total = 0
+    for each in folder.rglob("*"):
+        # Other processes come and go with files of theirs.
+        with contextlib.suppress(FileNotFoundError):
+            status = each.stat()
+            total += status.st_size if stat.S_ISREG(status.st_mode) else 0
+    return total

@@ -71,9 +71,16 @@ class LocalTeacher:
         """The whole corpus."""
         return tokenise_corpus(self.config, self.tokenizer(), report)
 
-    def load(self) -> dict[str, Any]:
-        """Load the model."""
-        return {"sha256": self._loaded().sha256, "dtype": self.dtype}
+    def load(self, longest: int) -> dict[str, Any]:
+        """Load the model. Raises TeacherError, also if it has fewer positions than the longest sequence."""
+        teacher = self._loaded()
+        most = teacher.num_positions
+        if most is not None and longest > most:
+            raise TeacherError(
+                f"{teacher.name}: has {most} positions, found a sequence of {longest} tokens; "
+                f"pass --max-length {most}"
+            )
+        return {"sha256": teacher.sha256, "dtype": self.dtype}
 
     def about(self) -> dict[str, Any]:
         """Name, revision, parameters, and the tokens of a batch."""

@@ -30,8 +30,11 @@ class RowSource(Protocol):
     def sequences(self, report: CorpusReport) -> Iterator[Tokenised]:
         """The sequences that it will teach, in order; counted in the report."""
 
-    def load(self) -> dict[str, Any]:
-        """Make ready whatever `rows` needs, and return the `teacher` section. A second call does nothing."""
+    def load(self, longest: int) -> dict[str, Any]:
+        """Make ready whatever `rows` needs, and return the `teacher` section. A second call does nothing.
+
+        Raises TeacherError if it cannot read a sequence of `longest` tokens.
+        """
 
     def about(self) -> dict[str, Any]:
         """What is told of it beside the plan: `teacher`, its name without a folder, at least."""

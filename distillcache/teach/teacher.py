@@ -68,6 +68,11 @@ class Teacher:
     valid_V: Tensor  # bool on `device`: ids that the tokenizer has
 
     @property
+    def num_positions(self) -> int | None:
+        """Tokens of the longest sequence it can read; None if its config does not say."""
+        return _num_positions(self.model)
+
+    @property
     def num_valid(self) -> int:
         """Ids that the tokenizer has: the largest K."""
         return int(self.valid_V.sum())
@@ -133,10 +138,11 @@ def load_teacher(
     model.eval()  # type: ignore[no-untyped-call]
     model.requires_grad_(False)
     if tokenizer is None:
-        tokenizer = load_teacher_tokenizer(name, gguf_file=gguf_file, revision=revision)
+        tokenizer = load_teacher_tokenizer(source, gguf_file=gguf_file, revision=revision)
 
     with torch.inference_mode(), quiet_loading():
         probe_ids_1T = torch.tensor([tokenizer.encode(PROBE_TEXT)], dtype=torch.long)
+        probe_ids_1T = probe_ids_1T[:, : _num_positions(model)]
         _check_ids(shown, probe_ids_1T, model)
         head = OutputHead.of(model, probe_ids_1T)
         vocab_size = _check_probe(shown, head, probe_ids_1T)
@@ -293,6 +299,11 @@ def _check_place(name: str, where: Path, gguf_file: str | None) -> None:
             raise TeacherError(f"{name}: no config.json; found {', '.join(gguf)}; pass --gguf-file {gguf[0]}")
         raise TeacherError(f"{name}: no config.json; name the folder of a transformers model")
     _weight_files(where)
+
+
+def _num_positions(model: PreTrainedModel) -> int | None:
+    found = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return found if isinstance(found, int) and found > 0 else None
 
 
 def _check_causal(shown: str, config: Any) -> None:
