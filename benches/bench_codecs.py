@@ -72,9 +72,7 @@ def measure(training: Rows, measured: dict[str, Rows], vocab_size: int) -> dict[
     zstd = codec_of({"id": "zstd", "params": {"level": 9, "logprobs": "f16"}}, TOPK, vocab_size)
     figures |= _figures("topk_zstd", zstd, top)
     for name, max_kl_nats in (("1.2e-4", 1.2e-4), ("3e-3", 3e-3)):
-        codec = CompactTopk.trained(
-            training, vocab_size, planned_rows=PLANNED_ROWS, max_kl_nats=max_kl_nats
-        )
+        codec = CompactTopk.trained(training, vocab_size, planned_rows=PLANNED_ROWS, max_kl_nats=max_kl_nats)
         figures |= _figures(f"topk_kl_{name}", codec, top)
         assert figures[f"topk_kl_{name}_kl_nats"] <= 1.05 * max_kl_nats
     for larger in LARGER_VOCABULARIES:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import signal
-import sys
 from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,11 +10,11 @@ import typer
 from distillcache.errors import ConfigError
 from distillcache.generate.config import GenerateConfig
 from distillcache_cli.errors import INTERRUPTED
+from distillcache_cli.estimate import confirmed, usd
 from distillcache_cli.options import configured
 from distillcache_cli.terminal import Progress, note, print_json, print_table
 
 if TYPE_CHECKING:
-    from distillcache.generate.estimate import Estimate
     from distillcache.generate.progress import Progress as Far
 
 __all__ = ["EXAMPLE", "generate"]
@@ -57,14 +56,14 @@ def generate(
         def show(far: "Far") -> None:
             if far.note is not None:
                 bar.say(far.note)
-            spent = "" if far.spent_usd is None else f", {_usd(far.spent_usd)} spent"
+            spent = "" if far.spent_usd is None else f", {usd(far.spent_usd)} spent"
             failed = f", {far.failed} failed" if far.failed else ""
             done = far.answered + far.failed
             bar.show(done, far.total, f"{far.answered} of {far.total} answered{failed}{spent}")
 
         try:
             report = run(
-                config, confirm=lambda estimate: _confirmed(estimate, yes, bar), progress=show, stop=stop
+                config, confirm=lambda estimate: confirmed(estimate, yes, bar), progress=show, stop=stop
             )
         except Declined:
             note("nothing was asked")
@@ -99,36 +98,6 @@ class _StopAfterCtrlC:
         note("waiting for the requests under way; Ctrl-C again leaves them, though they may be billed")
 
 
-def _confirmed(estimate: "Estimate", yes: bool, bar: Progress) -> bool:
-    for line in _estimate_lines(estimate):
-        bar.say(line)
-    if yes:
-        return True
-    if not sys.stdin.isatty():
-        raise ConfigError("--yes: needed where nobody can be asked; the estimate is above")
-    return typer.confirm("Go on?", err=True)
-
-
-def _estimate_lines(estimate: "Estimate") -> list[str]:
-    prompt, answer = estimate.prompt_tokens, estimate.answer_tokens
-    lines = [
-        f"{estimate.requests:,} requests, {prompt[0]:,} to {prompt[1]:,} tokens of prompts, "
-        f"{answer[0]:,} to {answer[1]:,} tokens of answers"
-    ]
-    if estimate.cost_usd is None or estimate.ceiling_usd is None or estimate.spent_usd is None:
-        return [*lines, "cost unknown: there is no price"]
-    low, high = estimate.cost_usd
-    lines.append(
-        f"about {_usd(low)} to {_usd(high)}; at most {_usd(estimate.ceiling_usd)} "
-        "if every answer is the longest"
-    )
-    if estimate.spent_usd:
-        lines.append(f"spent in this folder so far: {_usd(estimate.spent_usd)}")
-    date = f", {estimate.price_date}" if estimate.price_date else ""
-    lines.append(f"price: {estimate.price_source}{date}")
-    return lines
-
-
 def _print(report: dict[str, Any], config: GenerateConfig) -> None:
     rows = [
         ("prompts", f"{report['prompts']:,}"),
@@ -154,7 +123,7 @@ def _print(report: dict[str, Any], config: GenerateConfig) -> None:
                 f"{each['input_tokens']:,}",
                 f"{each['cache_read_tokens']:,}",
                 f"{each['output_tokens']:,}",
-                "unknown" if each["cost_usd"] is None else _usd(Decimal(each["cost_usd"])),
+                "unknown" if each["cost_usd"] is None else usd(Decimal(each["cost_usd"])),
             )
             for name, each in tallies
         ],
@@ -163,14 +132,10 @@ def _print(report: dict[str, Any], config: GenerateConfig) -> None:
     )
     if ledger["unsettled"]["requests"]:
         most = ledger["unsettled"]["at_most_usd"]
-        cost = "" if most is None else f", at most {_usd(Decimal(most))}"
+        cost = "" if most is None else f", at most {usd(Decimal(most))}"
         note(f"{ledger['unsettled']['requests']} requests with an unknown end may be on the bill{cost}")
     if report["failed"]["first"]:
         note(f"first failure: {report['failed']['first'][0]['reason']}")
     if report["stopped"]:
         note(f"stopped: {report['stopped']}; the same command goes on where it stopped")
     print(config.out / "data.jsonl")
-
-
-def _usd(amount: Decimal) -> str:
-    return f"${amount:,.2f}" if amount >= 1 or not amount else f"${amount:.4f}"

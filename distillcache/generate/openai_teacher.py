@@ -23,10 +23,10 @@ from distillcache.generate.keys import Key
 from distillcache.generate.prices import Usage
 from distillcache.generate.teacher import Answer, AskError, BatchState, Finish, Question
 
-__all__ = ["OpenAITeacher"]
+__all__ = ["FINISH", "Faults", "OpenAITeacher", "reported_usage"]
 
 _OFFICIAL = "https://api.openai.com/v1"
-_FINISH: dict[str, Finish] = {"stop": "stop", "length": "length", "content_filter": "refusal"}
+FINISH: dict[str, Finish] = {"stop": "stop", "length": "length", "content_filter": "refusal"}
 _TAG = "distillcache"
 _ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
 
@@ -56,7 +56,7 @@ class OpenAITeacher:
 
     async def ask(self, question: Question) -> Answer:
         """One chat completion. Raises `AskError`."""
-        async with _Faults(self._key, self._seconds):
+        async with Faults(self._key, self._seconds):
             async with asyncio.timeout(self._seconds):
                 body = self._body(question)
                 if self._stream:
@@ -74,7 +74,7 @@ class OpenAITeacher:
             )
             for q in questions
         ]
-        async with _Faults(self._key, self._seconds):
+        async with Faults(self._key, self._seconds):
             data = io.BytesIO("".join(line + "\n" for line in lines).encode())
             file = await self._client.files.create(file=(f"{tag}.jsonl", data), purpose="batch")
             batch = await self._client.batches.create(
@@ -87,7 +87,7 @@ class OpenAITeacher:
 
     async def find(self, tag: str, at_most: int) -> list[str]:
         """Batches with the tag in their metadata, of any size."""
-        async with _Faults(self._key, self._seconds):
+        async with Faults(self._key, self._seconds):
             return [
                 b.id
                 async for b in self._client.batches.list(limit=100)
@@ -96,7 +96,7 @@ class OpenAITeacher:
 
     async def look(self, batch: str) -> BatchState:
         """Where the batch stands."""
-        async with _Faults(self._key, self._seconds):
+        async with Faults(self._key, self._seconds):
             state = await self._client.batches.retrieve(batch)
             counts = state.request_counts
             done = f", {counts.completed} of {counts.total} done" if counts else ""
@@ -104,7 +104,7 @@ class OpenAITeacher:
 
     async def collect(self, batch: str) -> AsyncIterator[tuple[str, Answer | AskError]]:
         """Answers of the output file, faults of the error file."""
-        async with _Faults(self._key, self._seconds):
+        async with Faults(self._key, self._seconds):
             state = await self._client.batches.retrieve(batch)
             texts = [
                 (await self._client.files.content(file)).text
@@ -176,12 +176,12 @@ class OpenAITeacher:
         text = refusal or message.get("content") or ""
         if not isinstance(text, str):
             raise reply_fault("the message is no text", self._key)
-        finish = "refusal" if refusal else _FINISH.get(str(choice.get("finish_reason")), "other")
-        usage, odd = _usage(reply.get("usage"), max_tokens)
+        finish = "refusal" if refusal else FINISH.get(str(choice.get("finish_reason")), "other")
+        usage, odd = reported_usage(reply.get("usage"), max_tokens)
         return Answer(text, finish, usage, str(reply.get("model") or self._model), odd)
 
 
-def _usage(reported: object, max_tokens: int | None) -> tuple[Usage | None, str | None]:
+def reported_usage(reported: object, max_tokens: int | None) -> tuple[Usage | None, str | None]:
     """Tokens as reported: `prompt_tokens` holds the cached ones, which are taken out of it here."""
     if not isinstance(reported, Mapping):
         return None, "no usage reported"
@@ -203,7 +203,7 @@ def _usage(reported: object, max_tokens: int | None) -> tuple[Usage | None, str 
     return Usage(max(0, prompt - read - written), output, read, written), odd
 
 
-class _Faults:
+class Faults:
     """Turns what the client raises into `AskError`, without its chain: a request's headers hold the key."""
 
     def __init__(self, key: Key, seconds: float) -> None:

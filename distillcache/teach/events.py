@@ -1,11 +1,13 @@
 """What happens while a teacher teaches, for whoever shows it, and the report at the end."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from decimal import Decimal
 from typing import Any
 
-from distillcache.corpus.report import CorpusReport
+from distillcache.corpus.report import CorpusReport, Tally
 
-__all__ = ["Event", "Planned", "Progress", "TeachReport", "Warned"]
+__all__ = ["Aligned", "Asked", "Event", "Planned", "Progress", "TeachReport", "Warned"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,28 @@ class Progress:
     seconds_left: float | None
 
 
-Event = Planned | Warned | Progress
+@dataclass(frozen=True)
+class Asked:
+    """How far an API has been asked; `spent_usd` is None without a price."""
+
+    answered: int
+    failed: int
+    total: int
+    spent_usd: Decimal | None
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """What became of all that an API said: sequences, and what was left out, by its reason."""
+
+    answered: int
+    sequences: int
+    left_out: Mapping[str, Tally]
+    ledger: Mapping[str, Any]  # tokens and cost as the API reported them, over all starts
+    folder: str  # that keeps what was said
+
+
+Event = Planned | Warned | Progress | Asked | Aligned
 
 
 @dataclass(frozen=True)

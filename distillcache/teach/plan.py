@@ -23,7 +23,7 @@ __all__ = ["cut_shards", "make_index", "plan_corpus", "plan_settings"]
 def plan_settings(config: TeachConfig) -> dict[str, Any]:
     """The sections of a plan that settings alone decide."""
     return {
-        "rows": {"kind": TOPK, "k": config.k, "temperature": 1.0},
+        "rows": {"kind": TOPK, "k": config.row_k, "temperature": 1.0},
         "codec": {"id": config.codec, "params": config.codec_params(), "block_rows": config.block_rows},
         "settings": {
             "max_length": config.max_length,

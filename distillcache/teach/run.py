@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,7 +29,7 @@ from distillcache.teach.plan import make_index, plan_corpus, plan_settings
 from distillcache.teach.source import OnEvent, RowSource
 from distillcache.tokenizer import fingerprint
 from distillcache_shards.cache import Cache
-from distillcache_shards.claims import claimed, remove_stale_claims
+from distillcache_shards.claims import claimed, remove_leftovers
 from distillcache_shards.codecs import Codec, codec_of
 from distillcache_shards.durable import disk_errors, partials_of
 from distillcache_shards.index import IndexData
@@ -37,14 +37,23 @@ from distillcache_shards.plan import Plan
 from distillcache_shards.rows import Rows
 from distillcache_shards.shard import Sequences, decode_blocks, encode_blocks, shard_file, write_shard
 
+if TYPE_CHECKING:
+    from distillcache.generate.estimate import Estimate
+
 __all__ = ["teach"]
 
 BAD = ".bad"
 
 
-def teach(config: TeachConfig, *, on_event: OnEvent = lambda event: None) -> TeachReport:
+def teach(
+    config: TeachConfig,
+    *,
+    on_event: OnEvent = lambda event: None,
+    confirm: Callable[["Estimate"], bool] = lambda estimate: False,
+) -> TeachReport:
     """Teach a corpus into a cache folder, or finish it; returns what the folder then holds.
 
+    `confirm` is shown what a teacher behind an API is expected to cost, before the first request.
     Raises DistillcacheError, one line, for what the caller can mend; nothing is lost or half written then.
     """
     folder = config.cache
@@ -53,11 +62,11 @@ def teach(config: TeachConfig, *, on_event: OnEvent = lambda event: None) -> Tea
     settings = plan_settings(config)
     _require_same(existing, settings, folder)
     read_records(config.sources, format=config.format)
-    source: RowSource = LocalTeacher(config, existing.data["teacher"].get("dtype") if existing else None)
+    source = _source(config, existing, on_event, confirm)
     identity = source.identity()
     _require_same(existing, {"teacher": identity} if identity else {}, folder)
     tokenizer = source.tokenizer()
-    words = {"tokenizer": _tokenizer_section(tokenizer, config.k)}
+    words = {"tokenizer": _tokenizer_section(tokenizer, config.row_k)}
     _require_same(existing, words, folder)
 
     report = CorpusReport()
@@ -67,11 +76,12 @@ def teach(config: TeachConfig, *, on_event: OnEvent = lambda event: None) -> Tea
     index = make_index(spool, config.shard_rows, codec.tables)
     corpus = {"corpus": plan_corpus(spool, index)}
     _require_same(existing, corpus, folder)
-    row_bytes = codec.row_bytes(config.k, 0)
+    row_bytes = codec.row_bytes(config.row_k, 0)
+    longest = int(spool.lengths.max())
     on_event(Planned(report, len(index.shard_sha256), row_bytes))
 
     if existing is None or identity is None:
-        identity = source.load()
+        identity = source.load(longest)
     data = {"teacher": identity, **words, **settings, **corpus}
     _require_same(existing, data, folder)
     about = existing.about if existing is not None else _about(config, source, row_bytes)
@@ -81,11 +91,22 @@ def teach(config: TeachConfig, *, on_event: OnEvent = lambda event: None) -> Tea
     work = _Work(folder, plan, codec, spool, index, config.batch_tokens, on_event)
     missing, redone = work.find_missing()
     if missing:
-        source.load()
+        source.load(longest)
         for warning in source.probe(spool):
             on_event(Warned(warning))
         work.run(source, missing)
     return work.report(redone)
+
+
+def _source(
+    config: TeachConfig, existing: Plan | None, on_event: OnEvent, confirm: Callable[["Estimate"], bool]
+) -> RowSource:
+    if config.is_api:
+        # Imported here: a vendor's client takes a second to import.
+        from distillcache.teach.api.source import ApiTeacher
+
+        return ApiTeacher(config, settled=existing is not None, confirm=confirm, on_event=on_event)
+    return LocalTeacher(config, existing.data["teacher"].get("dtype") if existing else None)
 
 
 class _Work:
@@ -104,7 +125,7 @@ class _Work:
         self.folder, self.plan, self.codec, self.spool = folder, plan, codec, spool
         self.bounds: list[int] = index.shard_first_sequence.astype(np.int64).tolist()
         self.on_event = on_event
-        self.batch_tokens = batch_tokens or int(plan.about["batch_tokens"])
+        self.batch_tokens = batch_tokens or int(plan.about.get("batch_tokens", 0))
         self.shards_done = 0
         self.tokens_done = self.tokens_total = self.rows_done = self.bytes_written = 0
         self.began = time.monotonic()
@@ -114,7 +135,7 @@ class _Work:
         """Shards that are not there, and how many damaged ones were set aside to be among them."""
         cache = Cache(self.folder, self.plan)
         with disk_errors(self.folder):
-            remove_stale_claims(self.folder)
+            remove_leftovers(self.folder)
         missing, redone = [], 0
         for shard in range(self.plan.num_shards):
             file = shard_file(self.folder, shard)
@@ -125,7 +146,8 @@ class _Work:
             faults = cache.faults_of_shard(shard, decode=False)
             if faults:
                 self.on_event(Warned(f"{faults[0]}; set aside as {file.name}{BAD}"))
-                with disk_errors(file):
+                # Another process may have found it at the same time.
+                with disk_errors(file), contextlib.suppress(FileNotFoundError):
                     file.rename(file.with_name(file.name + BAD))
                 missing.append(shard)
                 redone += 1
@@ -152,13 +174,20 @@ class _Work:
                     rows = source.rows(
                         sequences, self.bounds[shard], self.batch_tokens, self._listener(tokens(shard))
                     )
-                    held = claim.pop_all()
-                if writing is not None:
-                    self._written(writing.result())
-                writing = writer.submit(self._write, shard, sequences, rows, held)
+                    if writing is not None:
+                        self._written(writing.result())
+                    writing = writer.submit(self._write, shard, sequences, rows, claim.pop_all())
             if writing is not None:
                 self._written(writing.result())
         self.seconds = time.monotonic() - self.began
+        elsewhere = self.plan.num_shards - self.shards_done
+        if elsewhere:
+            self.on_event(
+                Warned(
+                    f"{self.folder}: {elsewhere} shards are with other processes; should those be stopped, "
+                    "start the same command again"
+                )
+            )
 
     @contextlib.contextmanager
     def _claimed(self, shard: int) -> Iterator[bool]:

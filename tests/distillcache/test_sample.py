@@ -260,7 +260,14 @@ def test_rows_of_a_batch_are_those_of_each_position_alone() -> None:
     alone = sample(logits_NV, valid_V, sampler, plan_B[sequences_N.numpy()], positions_N.numpy())
     for rows_per_chunk in (1, 5, None):
         rows = sample_batch(
-            head, ids_BT, None, sequences_N, positions_N, sampler, plan_B, valid_V,
+            head,
+            ids_BT,
+            None,
+            sequences_N,
+            positions_N,
+            sampler,
+            plan_B,
+            valid_V,
             rows_per_chunk=rows_per_chunk,
         )
         np.testing.assert_array_equal(rows.draw_ids, alone.draw_ids)

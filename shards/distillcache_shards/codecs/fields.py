@@ -70,9 +70,9 @@ class Fields:
 
 def entropy_codes(entropy: NDArray[np.float32], vocab_size: int) -> NDArray[np.uint8]:
     """Entropies in nats as 255ths of the largest there is, rounded to the nearest."""
-    codes: NDArray[np.uint8] = np.rint(
-        np.clip(entropy / _entropy_unit(vocab_size), 0, ENTROPY_STEPS)
-    ).astype(np.uint8)
+    codes: NDArray[np.uint8] = np.rint(np.clip(entropy / _entropy_unit(vocab_size), 0, ENTROPY_STEPS)).astype(
+        np.uint8
+    )
     return codes
 
 
