@@ -32,4 +32,4 @@ def demo(
         return
     written = facts.pop("prompt") + facts.pop("sample")
     print_facts("What the demo measured", facts)
-    print("The student writes:\n" + "".join(f"    {line}\n" for line in written.splitlines()))
+    print("The student writes:\n" + "".join(f"    {line}\n" for line in written.rstrip().splitlines()))
