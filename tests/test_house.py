@@ -58,7 +58,7 @@ def test_no_file_names_a_folder_of_one_machine_or_a_host_of_packages() -> None:
     assert not found
 
 
-@pytest.mark.parametrize("line", ["see /home/me/x", "path='/work/a'", "--index-url https://PyPI.org/simple"])
+@pytest.mark.parametrize("line", ["see /home/me/x", "path='/mnt/a'", "--index-url https://PyPI.org/simple"])
 def test_such_a_line_would_be_found(line: str) -> None:
     """A rule that finds nothing may be blind."""
     assert OWN_FOLDER.search(line) or HOST.search(line)

@@ -9,9 +9,7 @@ B sequences, T positions, V vocabulary.
 """
 
 import contextlib
-import hashlib
 import importlib.util
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,6 +29,7 @@ from distillcache.errors import DistillcacheError, TeacherError
 from distillcache.head import OutputHead
 from distillcache.quiet import quiet_loading
 from distillcache.teach.keep import chunk_rows
+from distillcache.teach.weights import weight_files, weights_fingerprint
 from distillcache.tokenizer import load_tokenizer, valid_ids
 
 __all__ = [
@@ -40,7 +39,6 @@ __all__ = [
     "load_teacher_tokenizer",
     "local_fingerprint",
     "probe_perplexity",
-    "weights_fingerprint",
 ]
 
 PROBE_TEXT = (
@@ -48,7 +46,6 @@ PROBE_TEXT = (
     "def add(a: int, b: int) -> int:\n    return a + b\n"
     "Water boils at 100 degrees Celsius at sea level; higher up it boils sooner."
 )
-MIB = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -185,37 +182,6 @@ def local_fingerprint(name: str, gguf_file: str | None = None) -> str | None:
     return weights_fingerprint(where, gguf_file) if where.is_dir() else None
 
 
-def weights_fingerprint(folder: Path, gguf_file: str | None = None) -> str:
-    """sha256, in hex, that tells one teacher's weights from another's, in seconds for any size.
-
-    Over, for every weight file by rising name: name, size, first and last MiB, 4 KiB at each MiB between;
-    then the bytes of `config.json`.
-    Of a GGUF file just that file.
-    Weight files are those an index names, else `model.safetensors`, else their `pytorch_model` forerunners.
-
-    Detects another model, another training run (every weight moves), another dtype or quantisation, another
-    config, and a file that is cut, renamed or altered at its ends.
-    Does not detect an edit of a few weights that spares the 0.4 % of bytes that are read, nor forgery.
-    Raises TeacherError if there is no weight file.
-    """
-    digest = hashlib.sha256()
-    files = [folder / gguf_file] if gguf_file is not None else _weight_files(folder)
-    for file in sorted(files, key=lambda each: each.name):
-        size = file.stat().st_size
-        digest.update(f"{file.name}\0{size}\0".encode())
-        with file.open("rb") as stream:
-            digest.update(stream.read(MIB))
-            for start in range(MIB, size - MIB, MIB):
-                stream.seek(start)
-                digest.update(stream.read(4096))
-            if size > MIB:
-                stream.seek(max(MIB, size - MIB))
-                digest.update(stream.read(MIB))
-    if gguf_file is None:
-        digest.update((folder / "config.json").read_bytes())
-    return digest.hexdigest()
-
-
 @torch.inference_mode()
 def probe_perplexity(
     teacher: Teacher, sequences: Sequence[Sequence[int] | np.ndarray], *, limit: float = 1000.0
@@ -298,7 +264,7 @@ def _check_place(name: str, where: Path, gguf_file: str | None) -> None:
         if gguf:
             raise TeacherError(f"{name}: no config.json; found {', '.join(gguf)}; pass --gguf-file {gguf[0]}")
         raise TeacherError(f"{name}: no config.json; name the folder of a transformers model")
-    _weight_files(where)
+    weight_files(where)
 
 
 def _num_positions(model: PreTrainedModel) -> int | None:
@@ -344,25 +310,6 @@ def _check_probe(shown: str, head: OutputHead, ids_1T: Tensor) -> int:
             "name a decoder"
         )
     return int(logits_1TV.shape[2])
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
-        index = folder / f"{stem}.{suffix}.index.json"
-        if index.is_file():
-            try:
-                names = set(json.loads(index.read_bytes())["weight_map"].values())
-            except (ValueError, KeyError, TypeError, AttributeError):
-                raise TeacherError(f"{index}: is not an index of weights; fetch the model again") from None
-            lacking = sorted(name for name in names if not (folder / name).is_file())
-            if lacking:
-                raise TeacherError(
-                    f"{folder}: weights are missing; found no {lacking[0]}; fetch the model again"
-                )
-            return [folder / name for name in names]
-        if (folder / f"{stem}.{suffix}").is_file():
-            return [folder / f"{stem}.{suffix}"]
-    raise TeacherError(f"{folder}: no weights; found neither model.safetensors nor an index of several")
 
 
 def _snapshot_folder(name: str, gguf_file: str | None, revision: str | None) -> Path:
