@@ -5,6 +5,7 @@ A new interpreter takes seconds to import torch: most tests fork theirs from one
 
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -41,7 +42,11 @@ class Command:
         if cold:
             with self._out.open("wb") as out, self._err.open("wb") as err:
                 self._cold = subprocess.Popen(
-                    [sys.executable, "-m", "distillcache_cli", *arguments], stdout=out, stderr=err
+                    [sys.executable, "-m", "distillcache_cli", *arguments],
+                    stdout=out,
+                    stderr=err,
+                    # As from a terminal: what runs in the background is born deaf to Ctrl-C.
+                    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
                 )
             self.pid = self._cold.pid
         else:
@@ -78,6 +83,7 @@ class Command:
 
 
 def _run(arguments: list[str], out: Path, err: Path) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for descriptor, file in ((1, out), (2, err)):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
     sys.exit(run(arguments))
