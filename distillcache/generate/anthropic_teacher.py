@@ -14,7 +14,7 @@ import anthropic
 import httpx2
 
 from distillcache.errors import ConfigError
-from distillcache.generate.faults import connection_fault, reply_fault, status_fault, timeout_fault
+from distillcache.generate.faults import ClientFaults, reply_fault, status_fault
 from distillcache.generate.keys import Key
 from distillcache.generate.prices import Usage
 from distillcache.generate.teacher import Answer, AskError, BatchState, Finish, Question
@@ -175,31 +175,10 @@ def _usage(reported: object, max_tokens: int | None) -> tuple[Usage | None, str 
     return Usage(prompt, output, read, max(0, written - hour), hour), odd
 
 
-class _Faults:
-    """Turns what the client raises into `AskError`, without its chain: a request's headers hold the key."""
+class _Faults(ClientFaults):
+    """What this vendor's client raises, as `AskError`."""
 
-    def __init__(self, key: Key, seconds: float) -> None:
-        self._key, self._seconds = key, seconds
-
-    async def __aenter__(self) -> None:
-        return None
-
-    async def __aexit__(self, kind: object, fault: BaseException | None, trace: object) -> None:
-        match fault:
-            case None | AskError() | asyncio.CancelledError():
-                return
-            case TimeoutError() | anthropic.APITimeoutError() | httpx2.TimeoutException():
-                cause = fault.__cause__ or fault
-                if isinstance(cause, httpx2.ConnectTimeout | httpx2.PoolTimeout):
-                    raise connection_fault(fault, self._key) from None
-                raise timeout_fault(self._seconds) from None
-            case anthropic.APIStatusError():
-                raise status_fault(
-                    fault.status_code, fault.response.headers, fault.message, self._key
-                ) from None
-            case anthropic.APIConnectionError() | httpx2.TransportError():
-                raise connection_fault(fault, self._key) from None
-            case anthropic.AnthropicError() | ValueError() | httpx2.HTTPError():
-                raise reply_fault(f"{type(fault).__name__} {fault}", self._key) from None
-            case _:
-                return
+    timeout = anthropic.APITimeoutError
+    status = anthropic.APIStatusError
+    connection = anthropic.APIConnectionError
+    other = anthropic.AnthropicError

@@ -1,17 +1,28 @@
 """What went wrong with a request, and what follows from it: try again, give up, stop the run; on the bill or
 not.
 
-One table for all vendors. Knows nothing of their clients.
+One table for all vendors. Knows of their clients only that each has four kinds of errors.
 """
 
+import asyncio
 import email.utils
 import time
 from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import httpx2
 
 from distillcache.generate.keys import Key
 from distillcache.generate.teacher import AskError
 
-__all__ = ["connection_fault", "reply_fault", "retry_after_seconds", "status_fault", "timeout_fault"]
+__all__ = [
+    "ClientFaults",
+    "connection_fault",
+    "reply_fault",
+    "retry_after_seconds",
+    "status_fault",
+    "timeout_fault",
+]
 
 # A gateway that gave up waiting says nothing about the server behind it, which may have finished and billed.
 _GATEWAY_TIMEOUTS = frozenset({408, 504, 524})
@@ -72,6 +83,43 @@ def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
     except (ValueError, OverflowError):
         return None
     return max(0.0, seconds) if seconds < float("inf") else None
+
+
+class ClientFaults:
+    """Turns what a client raises into `AskError`, without its chain: a request's headers hold the key."""
+
+    timeout: ClassVar[type[Exception]]
+    status: ClassVar[type[Exception]]
+    connection: ClassVar[type[Exception]]
+    other: ClassVar[type[Exception]]  # the base of all that the client raises
+
+    def __init__(self, key: Key, seconds: float) -> None:
+        self._key, self._seconds = key, seconds
+
+    def message_of(self, fault: Any) -> str:
+        """What an answer with a bad status says."""
+        return str(fault.message)
+
+    async def __aenter__(self) -> None:
+        return None
+
+    async def __aexit__(self, kind: object, fault: BaseException | None, trace: object) -> None:
+        if fault is None or isinstance(fault, AskError | asyncio.CancelledError):
+            return
+        if isinstance(fault, (TimeoutError, self.timeout, httpx2.TimeoutException)):
+            cause = fault.__cause__ or fault
+            if isinstance(cause, httpx2.ConnectTimeout | httpx2.PoolTimeout):
+                raise connection_fault(fault, self._key) from None
+            raise timeout_fault(self._seconds) from None
+        if isinstance(fault, self.status):
+            answer: Any = fault
+            raise status_fault(
+                answer.status_code, answer.response.headers, self.message_of(answer), self._key
+            ) from None
+        if isinstance(fault, (self.connection, httpx2.TransportError)):
+            raise connection_fault(fault, self._key) from None
+        if isinstance(fault, (self.other, ValueError, httpx2.HTTPError)):
+            raise reply_fault(f"{type(fault).__name__} {fault}", self._key) from None
 
 
 def _short(message: str, key: Key) -> str:

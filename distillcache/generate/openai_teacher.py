@@ -18,7 +18,7 @@ import httpx2
 import openai
 
 from distillcache.errors import ConfigError
-from distillcache.generate.faults import connection_fault, reply_fault, status_fault, timeout_fault
+from distillcache.generate.faults import ClientFaults, reply_fault, status_fault
 from distillcache.generate.keys import Key
 from distillcache.generate.prices import Usage
 from distillcache.generate.teacher import Answer, AskError, BatchState, Finish, Question
@@ -203,31 +203,15 @@ def reported_usage(reported: object, max_tokens: int | None) -> tuple[Usage | No
     return Usage(max(0, prompt - read - written), output, read, written), odd
 
 
-class Faults:
-    """Turns what the client raises into `AskError`, without its chain: a request's headers hold the key."""
+class Faults(ClientFaults):
+    """What this vendor's client raises, as `AskError`."""
 
-    def __init__(self, key: Key, seconds: float) -> None:
-        self._key, self._seconds = key, seconds
+    timeout = openai.APITimeoutError
+    status = openai.APIStatusError
+    connection = openai.APIConnectionError
+    other = openai.OpenAIError
 
-    async def __aenter__(self) -> None:
-        return None
-
-    async def __aexit__(self, kind: object, fault: BaseException | None, trace: object) -> None:
-        match fault:
-            case None | AskError() | asyncio.CancelledError():
-                return
-            case TimeoutError() | openai.APITimeoutError() | httpx2.TimeoutException():
-                cause = fault.__cause__ or fault
-                if isinstance(cause, httpx2.ConnectTimeout | httpx2.PoolTimeout):
-                    raise connection_fault(fault, self._key) from None
-                raise timeout_fault(self._seconds) from None
-            case openai.APIStatusError():
-                body = fault.body if isinstance(fault.body, dict) else {}
-                message = f"{fault.message} {body.get('code') or ''}"
-                raise status_fault(fault.status_code, fault.response.headers, message, self._key) from None
-            case openai.APIConnectionError() | httpx2.TransportError():
-                raise connection_fault(fault, self._key) from None
-            case openai.OpenAIError() | ValueError() | httpx2.HTTPError():
-                raise reply_fault(f"{type(fault).__name__} {fault}", self._key) from None
-            case _:
-                return
+    def message_of(self, fault: Any) -> str:
+        """With the code, which tells an empty account from a busy one."""
+        body = fault.body if isinstance(fault.body, dict) else {}
+        return f"{fault.message} {body.get('code') or ''}"

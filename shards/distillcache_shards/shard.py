@@ -10,6 +10,7 @@ import hashlib
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ class Sequences:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    @property
+    @cached_property
     def row_offsets(self) -> NDArray[np.int64]:
         """[n + 1], of rows."""
         counted = np.zeros(len(self.supervised) + 1, np.int64)
