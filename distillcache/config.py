@@ -10,6 +10,7 @@ Knows nothing of any one command, and imports the standard library alone.
         k: int = setting(64, help="Ids kept a row.", minimum=1)
 
 Types: int, float, bool, str, Path, each of them `| None`, `tuple[str, ...]` and `tuple[Path, ...]`.
+A number may also be a fraction in text, `"1/50"`.
 Paths are relative to the working directory, wherever the file lies that names them.
 The word `none`, in a file or as a flag, is None for every setting that may be None: TOML has no word for it.
 """
@@ -32,6 +33,7 @@ __all__ = ["REQUIRED", "Setting", "check", "load_config", "setting", "settings"]
 
 T = TypeVar("T")
 KEY = "distillcache.setting"
+FRACTION = re.compile(r"[0-9]{1,9}/[0-9]{1,9}")
 NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
 
 
@@ -285,6 +287,10 @@ def _typed(value: object, kind: type, *, from_text: bool) -> object:
             # A shell expands `~` before we see it; nobody does in a file.
             return Path(value) if from_text else Path(value).expanduser()
         return value if isinstance(value, Path) else None
+    if isinstance(value, str) and kind is float and FRACTION.fullmatch(value):
+        # TOML has no fractions, so a file says them as text.
+        over, under = (int(part) for part in value.split("/"))
+        return over / under if under else None
     if isinstance(value, str) and not from_text:
         return None
     if not isinstance(value, int | float | str) or (kind is int and isinstance(value, float)):

@@ -41,7 +41,7 @@ def teach(
     A teacher openai:MODEL, at OpenAI or at --base-url, answers the prompts of the corpus or scores its text;
     all that it says is paid once, and kept in the folder of --answers.
     """
-    from distillcache.teach.events import Aligned, Asked, Planned, Warned
+    from distillcache.teach.events import Aligned, Asked, Calibrating, Planned, Warned
     from distillcache.teach.events import Progress as Far
     from distillcache.teach.run import teach as run
 
@@ -53,6 +53,8 @@ def teach(
             if isinstance(event, Planned):
                 for line in _corpus_lines(event.report):
                     bar.say(line)
+            elif isinstance(event, Calibrating):
+                bar.show(event.rows_done, event.rows_total, "calibrating the codec")
             elif isinstance(event, Warned):
                 bar.say(f"warning: {event.text}")
             elif isinstance(event, Far):

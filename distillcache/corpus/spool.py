@@ -71,6 +71,18 @@ class Spool:
             self.records[start:end],
         )
 
+    def take(self, numbers: NDArray[np.int64]) -> Sequences:
+        """The sequences of these numbers, one after another, in memory; at least one."""
+        parts = [self.read(number, number + 1) for number in numbers.tolist()]
+        offsets = np.zeros(len(parts) + 1, np.int64)
+        np.cumsum([len(each.tokens) for each in parts], out=offsets[1:])
+        return Sequences(
+            np.concatenate([each.tokens for each in parts]),
+            np.concatenate([each.supervised for each in parts]),
+            offsets,
+            self.records[numbers],
+        )
+
 
 def _close(file: IO[bytes]) -> None:
     """Close a file that is of no use any more, also where what was left to write has no room."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from distillcache.teach.rows_config import RowsConfig
 from distillcache_shards.rows import TOPK, Rows
 
 __all__ = ["Bounds"]
@@ -28,6 +29,13 @@ class Bounds:
         assert self.top_p is None or 0 < self.top_p <= 1
         assert self.least_probability is None or 0 < self.least_probability <= 1
         assert self.fewest >= 0
+
+    @classmethod
+    def of(cls, config: RowsConfig) -> "Bounds | None":
+        """Those of the settings, None if all K are kept."""
+        if config.top_p is None and config.min_p is None:
+            return None
+        return cls(config.top_p, config.min_p, 1 if config.min_k is None else config.min_k)
 
     def bound(self, rows: Rows) -> Rows:
         """The rows within these bounds, in the same order; what is let go joins the tail."""

@@ -1,4 +1,4 @@
-"""Settings of `teach`: the corpus, the teacher, what is kept and how it is coded.
+"""Settings of `teach`: the teacher and how it runs; corpus, API and rows have files of their own beside this.
 
 Knows neither torch nor a model.
 """
@@ -7,19 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distillcache.config import setting
-from distillcache.errors import ConfigError
-from distillcache.teach.api.config import ApiConfig, vendor_of
-from distillcache_shards.limits import MAX_VOCABULARY
+from distillcache.teach.api.config import vendor_of
+from distillcache.teach.rows_config import RowsConfig
 
 __all__ = ["TeachConfig"]
 
-LEVEL = 9
 # Read by a model of one's own alone.
 OF_MODELS = ("gguf_file", "revision", "trust_remote_code", "dtype", "device", "batch_tokens")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TeachConfig(ApiConfig):
+class TeachConfig(RowsConfig):
     """A teacher runs once over a corpus, into a cache folder."""
 
     cache: Path = setting(positional=True, help="Cache folder; made if it is not there.")
@@ -35,14 +33,6 @@ class TeachConfig(ApiConfig):
         choices=("auto", "bf16", "fp16", "fp32"),
     )
     device: str = setting("auto", help="auto, cpu, mps, cuda, cuda:N, or split over all GPUs.")
-    k: int = setting(64, help="Ids kept a row, the most likely ones.", minimum=1, maximum=MAX_VOCABULARY)
-    codec: str = setting(
-        "zstd",
-        help="Code of the rows: zstd is smaller, plain is read in place.",
-        choices=("zstd", "plain"),
-    )
-    level: int | None = setting(None, help="Level of --codec zstd: 9 unless given.", minimum=1, maximum=22)
-    block_rows: int = setting(512, help="Rows of a block, the unit of random reads.", minimum=1)
     shard_rows: int = setting(
         65_536, help="Rows of a shard, the unit of work and of recovery; at least a sequence.", minimum=1
     )
@@ -55,10 +45,7 @@ class TeachConfig(ApiConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_api(self.teacher, OF_MODELS)
-        if self.level is not None and self.codec != "zstd":
-            raise ConfigError(
-                f"--level: has no use with --codec {self.codec}, found {self.level}; leave it out"
-            )
+        self.check_rows(self.teacher)
 
     @property
     def is_api(self) -> bool:
@@ -68,9 +55,4 @@ class TeachConfig(ApiConfig):
     @property
     def row_k(self) -> int:
         """Most ids of a row: `k`, or what an API gives where that is less."""
-        return min(self.k, self.top_logprobs) if self.is_api else self.k
-
-    def codec_params(self) -> dict[str, object]:
-        """The codec's parameters, as its cache states them."""
-        level = LEVEL if self.level is None else self.level
-        return {"logprobs": "f16"} | ({"level": level} if self.codec == "zstd" else {})
+        return min(self.most_ids, self.top_logprobs) if self.is_api else self.most_ids

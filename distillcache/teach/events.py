@@ -7,7 +7,7 @@ from typing import Any
 
 from distillcache.corpus.report import CorpusReport, Tally
 
-__all__ = ["Aligned", "Asked", "Event", "Planned", "Progress", "TeachReport", "Warned"]
+__all__ = ["Aligned", "Asked", "Calibrating", "Event", "Planned", "Progress", "TeachReport", "Warned"]
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,14 @@ class Planned:
 
     report: CorpusReport
     num_shards: int
-    planned_row_bytes: float
+
+
+@dataclass(frozen=True)
+class Calibrating:
+    """The teacher is at a few sequences, of which the codec is made."""
+
+    rows_done: int
+    rows_total: int
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,7 @@ class Aligned:
     folder: str  # that keeps what was said
 
 
-Event = Planned | Warned | Progress | Asked | Aligned
+Event = Planned | Calibrating | Warned | Progress | Asked | Aligned
 
 
 @dataclass(frozen=True)
@@ -78,12 +85,15 @@ class TeachReport:
     tokens_taught: int  # by this run
     teach_seconds: float  # of this run, without loading
     tokens_per_second: float
+    kept_a_row: float  # ids with their values
+    draws_a_row: float
     mass_kept: float
     entropy_nats: float
     codec_kl_nats: float
     codec_kl_max_nats: float
-    planned_row_bytes: float
+    asked_max_kl_nats: float | None  # of the codec, a row; None where it has no choice
     row_bytes: float  # in their blocks
+    asked_row_bytes: float | None
     token_bytes: float  # all files but the tokenizer's, over all tokens
     cache_bytes: int
 

@@ -19,13 +19,15 @@ __all__ = ["codec_kl", "combined", "measure"]
 def measure(rows: Rows, decoded: Rows, encoded_bytes: int) -> dict[str, Any]:
     """What a shard says of itself: `rows` as the teacher said them, `decoded` as they come back.
 
-    `mass_kept`, mean; `entropy_nats`, mean; `codec_kl_nats` and `codec_kl_max_nats`, see `codec_kl`;
-    `row_bytes`, mean bytes of a row in its block.
+    `kept` and `draws`, ids in all; `mass_kept` and `entropy_nats`, means; `codec_kl_nats` and
+    `codec_kl_max_nats`, see `codec_kl`; `row_bytes`, mean bytes of a row in its block.
     """
     num_rows = max(1, len(rows))
     kl_N = codec_kl(rows, decoded)
     return {
         "rows": len(rows),
+        "kept": rows.num_kept,
+        "draws": rows.num_draws,
         "mass_kept": _rounded(1.0 - float(rows.tail_mass.sum(dtype=np.float64)) / num_rows),
         "entropy_nats": _rounded(float(rows.entropy.sum(dtype=np.float64)) / num_rows),
         "codec_kl_nats": _rounded(float(kl_N.sum()) / num_rows),
@@ -43,7 +45,8 @@ def combined(shards: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         name: sum(part[name] * part["rows"] for part in parts) / max(1, num_rows) for name in means
     }
     found["codec_kl_max_nats"] = max((part["codec_kl_max_nats"] for part in parts), default=0.0)
-    return {"rows": num_rows, **found}
+    sums = {name: sum(int(part[name]) for part in parts) for name in ("kept", "draws")}
+    return {"rows": num_rows, **sums, **found}
 
 
 def codec_kl(rows: Rows, decoded: Rows) -> NDArray[np.float64]:
@@ -69,7 +72,8 @@ def codec_kl(rows: Rows, decoded: Rows) -> NDArray[np.float64]:
     kept_N = np.bincount(row_H, p_H, len(rows))
     came_back_N = np.bincount(row_H, np.exp(log_q_H), len(rows))
     tail_N, tail_back_N = rows.tail_mass.astype(np.float64), decoded.tail_mass.astype(np.float64)
-    kl_N = np.bincount(row_H, p_H * (log_p_H - log_q_H), len(rows))
+    # Counting nothing at all gives whole numbers.
+    kl_N = np.bincount(row_H, p_H * (log_p_H - log_q_H), len(rows)).astype(np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         kl_N += np.where(tail_N > 0, tail_N * np.log(tail_N / tail_back_N), 0.0)
     # Both sides sum to about 1; scaled to it, the error of first order goes.

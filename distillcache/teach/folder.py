@@ -7,19 +7,21 @@ import contextlib
 import hashlib
 import shutil
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from distillcache.tokenizer import save_tokenizer
 from distillcache_shards.cache import TOKENIZER_FOLDER
 from distillcache_shards.claims import claimed
+from distillcache_shards.codecs import Tables
 from distillcache_shards.container import Container
 from distillcache_shards.durable import disk_errors, partials_of, write_whole
 from distillcache_shards.errors import CacheError, MismatchError
-from distillcache_shards.index import INDEX_FILE, IndexData
+from distillcache_shards.index import INDEX_FILE, Index, IndexData
 from distillcache_shards.plan import PLAN_FILE, Plan
 
-__all__ = ["existing_plan", "folder_bytes", "nearest_folder", "prepare_folder"]
+__all__ = ["existing_plan", "existing_tables", "folder_bytes", "nearest_folder", "planning", "prepare_folder"]
 
 
 def existing_plan(folder: Path) -> Plan | None:
@@ -39,29 +41,48 @@ def existing_plan(folder: Path) -> Plan | None:
     return None
 
 
+def existing_tables(folder: Path, plan: Plan) -> Tables | None:
+    """The codec's tables of a cache, None if its index is lost or damaged."""
+    try:
+        return Index(folder, plan.num_sequences, plan.num_shards).tables
+    except CacheError:
+        return None
+
+
+@contextlib.contextmanager
+def planning(folder: Path) -> Iterator[Plan | None]:
+    """Nobody else plans in the folder meanwhile; gives the plan that it has, perhaps of another process.
+
+    Makes the folder. Raises CacheError if the disk fails.
+    """
+    with contextlib.ExitStack() as claim:
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            claim.enter_context(claimed(folder / PLAN_FILE, wait=True))
+        yield existing_plan(folder)
+
+
 def prepare_folder(folder: Path, plan: Plan, index: IndexData, tokenizer: Any) -> None:
-    """Put index, tokenizer and plan into the folder, the plan last; what is there already is left alone."""
+    """Put index, tokenizer and plan into the folder, the plan last; what is there already is left alone.
+
+    Within `planning`.
+    """
     with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        with claimed(folder / PLAN_FILE, wait=True):
-            if (folder / PLAN_FILE).exists():
-                # Perhaps of another process that began at the same time.
-                Plan.read(folder).require_same(plan.data, folder)
-            else:
-                _require_own_shards(folder, plan)
-            for name in (PLAN_FILE, INDEX_FILE):
-                for partial in partials_of(folder / name):
-                    partial.unlink()
-            for left in folder.glob(f".{TOKENIZER_FOLDER}-*"):
-                shutil.rmtree(left)
-            if _sha256(folder / INDEX_FILE) != plan.index_sha256:
-                write_whole(folder / INDEX_FILE, index.parts())
-            written = _tokenizer_files(folder)
-            if not written or written != plan.about.get("tokenizer_files", written):
-                save_tokenizer(tokenizer, folder / TOKENIZER_FOLDER)
-            if not (folder / PLAN_FILE).exists():
-                plan.about["tokenizer_files"] = _tokenizer_files(folder)
-                plan.write(folder)
+        if not (folder / PLAN_FILE).exists():
+            _require_own_shards(folder, plan)
+        for name in (PLAN_FILE, INDEX_FILE):
+            for partial in partials_of(folder / name):
+                partial.unlink()
+        for left in folder.glob(f".{TOKENIZER_FOLDER}-*"):
+            shutil.rmtree(left)
+        if _sha256(folder / INDEX_FILE) != plan.index_sha256:
+            write_whole(folder / INDEX_FILE, index.parts())
+        written = _tokenizer_files(folder)
+        if not written or written != plan.about.get("tokenizer_files", written):
+            save_tokenizer(tokenizer, folder / TOKENIZER_FOLDER)
+        if not (folder / PLAN_FILE).exists():
+            plan.about["tokenizer_files"] = _tokenizer_files(folder)
+            plan.write(folder)
 
 
 def _require_own_shards(folder: Path, plan: Plan) -> None:

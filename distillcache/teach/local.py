@@ -3,7 +3,7 @@
 While it computes a batch the next one is made.
 Knows nothing of folders or shards' files.
 
-N rows, K kept.
+B sequences of a batch, N rows.
 """
 
 import contextlib
@@ -21,8 +21,13 @@ from distillcache.corpus.tokenise import Tokenised, tokenise_corpus
 from distillcache.device import dtype_name, pick_device, pick_dtype
 from distillcache.errors import TeacherError
 from distillcache.teach.batches import TeacherBatch, batch_members, input_lengths, make_batch
+from distillcache.teach.bounds import Bounds
 from distillcache.teach.config import TeachConfig
 from distillcache.teach.keep import keep_batch
+from distillcache.teach.plan import grid_of
+from distillcache.teach.rows_config import MULTINOMIAL, SAMPLED, TOPK
+from distillcache.teach.sample import Sampler, in_order, sample_batch
+from distillcache.teach.source import Heard
 from distillcache.teach.teacher import (
     Teacher,
     load_teacher,
@@ -37,6 +42,7 @@ __all__ = ["LocalTeacher"]
 
 CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 4096, 16_384
 PROBE_TOKENS = 1024
+Keep = Callable[[Teacher, TeacherBatch, NDArray[np.int64]], Rows]
 
 
 class LocalTeacher:
@@ -51,6 +57,14 @@ class LocalTeacher:
             device = pick_device("auto" if config.device == "split" else config.device)
             dtype = dtype_name(pick_dtype(config.dtype, device))
         self.dtype = dtype
+        self._bounds = Bounds.of(config)
+        if config.keep != TOPK:
+            self._sampler = Sampler(
+                grid_of(config),
+                seed=config.seed or 0,
+                temperature=1.0 if config.row_temperature is None else config.row_temperature,
+                multinomial=config.keep == MULTINOMIAL,
+            )
         self._tokenizer: Any = None
         self._teacher: Teacher | None = None
 
@@ -110,41 +124,66 @@ class LocalTeacher:
         if probe.warning is not None:
             yield probe.warning
 
-    def rows(
-        self, sequences: Sequences, first: int, batch_tokens: int, heard: Callable[[int, int], None]
+    def rows(self, sequences: Sequences, numbers: NDArray[np.int64], batch_tokens: int, heard: Heard) -> Rows:
+        """What is kept at every supervised token."""
+        keep = self._topk if self.config.keep == TOPK else self._sample
+        return self._rows(keep, sequences, numbers, batch_tokens, heard)
+
+    def topk_rows(
+        self, sequences: Sequences, numbers: NDArray[np.int64], batch_tokens: int, heard: Heard
     ) -> Rows:
-        """The k most likely ids at every supervised token."""
-        teacher, k = self._loaded(), self.config.k
-        num_rows = int(sequences.supervised.sum())
-        ids_NK = np.empty((num_rows, k), np.int32)
-        logprobs_NK = np.empty((num_rows, k), np.float32)
-        tail_mass_N, entropy_N = np.empty(num_rows, np.float32), np.empty(num_rows, np.float32)
+        """The likeliest ids at every supervised token."""
+        return self._rows(self._topk, sequences, numbers, batch_tokens, heard)
+
+    def _rows(
+        self,
+        keep: Keep,
+        sequences: Sequences,
+        numbers: NDArray[np.int64],
+        batch_tokens: int,
+        heard: Heard,
+    ) -> Rows:
+        """Of batches in their own order, put into that of the sequences."""
+        teacher = self._loaded()
         lengths = input_lengths(sequences)
         asked, all_asked = 0, max(1, int(lengths.sum()))
+        parts, places = [], []
         for batch in _ahead(sequences, lengths, batch_tokens):
-            numbers = first + batch.members
-
-            def name_sequence(b: int, numbers: NDArray[np.int64] = numbers) -> str:
-                return f"sequence {numbers[b]}"
-
             with _memory_errors(teacher.name, batch_tokens):
-                kept = keep_batch(
-                    teacher.head,
-                    batch.ids_BT.to(teacher.device),
-                    batch.mask_BT.to(teacher.device),
-                    batch.sequences_N,
-                    batch.positions_N,
-                    k,
-                    teacher.valid_V,
-                    name_sequence=name_sequence,
-                )
-            ids_NK[batch.rows_N] = kept.ids_NK
-            logprobs_NK[batch.rows_N] = kept.logprobs_NK
-            tail_mass_N[batch.rows_N] = kept.tail_mass_N
-            entropy_N[batch.rows_N] = kept.entropy_N
+                parts.append(keep(teacher, batch, numbers[batch.members]))
+            places.append(batch.rows_N)
             asked += batch.num_tokens
             heard(1000 * asked // all_asked, len(batch.rows_N))
-        return Rows.top_k(ids_NK, logprobs_NK, tail_mass_N, entropy_N)
+        if not parts:
+            return Rows.empty(TOPK if self.config.keep == TOPK else SAMPLED)
+        return in_order(Rows.concatenate(parts), np.argsort(np.concatenate(places)))
+
+    def _topk(self, teacher: Teacher, batch: TeacherBatch, numbers_B: NDArray[np.int64]) -> Rows:
+        kept = keep_batch(
+            teacher.head,
+            batch.ids_BT.to(teacher.device),
+            batch.mask_BT.to(teacher.device),
+            batch.sequences_N,
+            batch.positions_N,
+            min(self.config.most_ids, teacher.num_valid),
+            teacher.valid_V,
+            name_sequence=lambda b: f"sequence {numbers_B[b]}",
+        )
+        rows = Rows.top_k(kept.ids_NK, kept.logprobs_NK, kept.tail_mass_N, kept.entropy_N)
+        return rows if self._bounds is None else self._bounds.bound(rows)
+
+    def _sample(self, teacher: Teacher, batch: TeacherBatch, numbers_B: NDArray[np.int64]) -> Rows:
+        return sample_batch(
+            teacher.head,
+            batch.ids_BT.to(teacher.device),
+            batch.mask_BT.to(teacher.device),
+            batch.sequences_N,
+            batch.positions_N,
+            self._sampler,
+            numbers_B,
+            teacher.valid_V,
+            name_sequence=lambda b: f"sequence {numbers_B[b]}",
+        )
 
     def _loaded(self) -> Teacher:
         if self._teacher is None:

@@ -13,18 +13,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillcache.corpus.spool import Spool
+from distillcache.errors import ConfigError
 from distillcache.teach.config import TeachConfig
+from distillcache.teach.rows_config import DRAWS, MULTINOMIAL, SAMPLED, TAU, TOPK
+from distillcache_shards.codecs.grid import MAX_UNITS, Grid
 from distillcache_shards.index import IndexData
-from distillcache_shards.rows import TOPK
+from distillcache_shards.plan import Plan
 
-__all__ = ["cut_shards", "make_index", "plan_corpus", "plan_settings"]
+__all__ = ["cut_shards", "grid_of", "make_index", "plan_corpus", "plan_settings"]
+
+MIN_TAU = 4 / MAX_UNITS
 
 
-def plan_settings(config: TeachConfig) -> dict[str, Any]:
-    """The sections of a plan that settings alone decide."""
+def plan_settings(config: TeachConfig, existing: Plan | None) -> dict[str, Any]:
+    """The sections of a plan that settings alone decide.
+
+    The parameters of a codec that is calibrated are those of the plan that there is, and missing if none is.
+    """
+    codec = {"id": config.codec_id, "block_rows": config.block_rows, "asked": config.asked()}
+    if not config.is_calibrated:
+        codec["params"] = config.codec_params()
+    elif existing is not None:
+        codec["params"] = existing.data["codec"]["params"]
     return {
-        "rows": {"kind": TOPK, "k": config.row_k, "temperature": 1.0},
-        "codec": {"id": config.codec, "params": config.codec_params(), "block_rows": config.block_rows},
+        "rows": _rows_section(config),
+        "codec": codec,
         "settings": {
             "max_length": config.max_length,
             "stride": config.stride,
@@ -33,6 +46,32 @@ def plan_settings(config: TeachConfig) -> dict[str, Any]:
             "special_tokens": config.special_tokens,
             "shard_rows": config.shard_rows,
         },
+    }
+
+
+def grid_of(config: TeachConfig) -> Grid:
+    """The grid of `sampled` rows. Raises ConfigError if there is none so fine."""
+    try:
+        if config.keep == MULTINOMIAL:
+            return Grid(DRAWS if config.draws is None else config.draws, 1)
+        return Grid.of(TAU if config.tau is None else config.tau)
+    except ValueError:
+        raise ConfigError(f"--tau: must be at least {MIN_TAU:.1e}, found {config.tau:g}") from None
+
+
+def _rows_section(config: TeachConfig) -> dict[str, Any]:
+    if config.keep == TOPK:
+        bounds = {name: getattr(config, name) for name in ("top_p", "min_p", "min_k")}
+        given = {name: value for name, value in bounds.items() if value is not None}
+        return {"kind": TOPK, "k": config.row_k, "temperature": 1.0, **given}
+    grid = grid_of(config)
+    return {
+        "kind": SAMPLED,
+        "method": "multinomial" if config.keep == MULTINOMIAL else "threshold",
+        "units": grid.units,
+        "draw_units": grid.draw_units,
+        "seed": config.seed or 0,
+        "temperature": 1.0 if config.row_temperature is None else config.row_temperature,
     }
 
 

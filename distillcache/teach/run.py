@@ -20,19 +20,28 @@ from distillcache.corpus.records import read_records
 from distillcache.corpus.report import CorpusReport
 from distillcache.corpus.spool import Spool
 from distillcache.errors import ConfigError
+from distillcache.teach.calibrate import calibrated
 from distillcache.teach.config import TeachConfig
 from distillcache.teach.events import Planned, Progress, TeachReport, Warned
 from distillcache.teach.fidelity import combined, measure
-from distillcache.teach.folder import existing_plan, folder_bytes, nearest_folder, prepare_folder
+from distillcache.teach.folder import (
+    existing_plan,
+    existing_tables,
+    folder_bytes,
+    nearest_folder,
+    planning,
+    prepare_folder,
+)
 from distillcache.teach.local import LocalTeacher
-from distillcache.teach.plan import make_index, plan_corpus, plan_settings
+from distillcache.teach.plan import cut_shards, make_index, plan_corpus, plan_settings
 from distillcache.teach.source import OnEvent, RowSource
 from distillcache.tokenizer import fingerprint
 from distillcache_shards.cache import Cache
 from distillcache_shards.claims import claimed, remove_leftovers
 from distillcache_shards.codecs import Codec, codec_of
 from distillcache_shards.durable import disk_errors, partials_of
-from distillcache_shards.index import IndexData
+from distillcache_shards.errors import CorruptError
+from distillcache_shards.index import INDEX_FILE, IndexData
 from distillcache_shards.plan import Plan
 from distillcache_shards.rows import Rows
 from distillcache_shards.shard import Sequences, decode_blocks, encode_blocks, shard_file, write_shard
@@ -59,7 +68,7 @@ def teach(
     folder = config.cache
     existing = existing_plan(folder)
     # What is cheap to know comes first: a refusal is not to cost the loading of a model.
-    settings = plan_settings(config)
+    settings = plan_settings(config, existing)
     _require_same(existing, settings, folder)
     read_records(config.sources, format=config.format)
     source = _source(config, existing, on_event, confirm)
@@ -72,21 +81,46 @@ def teach(
     report = CorpusReport()
     spool = Spool(source.sequences(report), nearest_folder(folder))
     report.require_supervised()
-    codec = codec_of(settings["codec"], settings["rows"]["kind"], words["tokenizer"]["vocab_size"])
-    index = make_index(spool, config.shard_rows, codec.tables)
-    corpus = {"corpus": plan_corpus(spool, index)}
-    _require_same(existing, corpus, folder)
-    row_bytes = codec.row_bytes(config.row_k, 0)
-    longest = int(spool.lengths.max())
-    on_event(Planned(report, len(index.shard_sha256), row_bytes))
+    num_shards = len(cut_shards(spool.rows, config.shard_rows)) - 1
+    on_event(Planned(report, num_shards))
+    kind, vocab_size = settings["rows"]["kind"], words["tokenizer"]["vocab_size"]
 
-    if existing is None or identity is None:
+    def known_codec(existing: Plan | None) -> Codec | None:
+        """The codec, unless it is yet to be calibrated."""
+        if not config.is_calibrated:
+            return codec_of(settings["codec"], kind, vocab_size)
+        if existing is None:
+            return None
+        tables = existing_tables(folder, existing)
+        return None if tables is None else codec_of(existing.data["codec"], kind, vocab_size, tables)
+
+    def plan_data(codec: Codec, index: IndexData) -> dict[str, Any]:
+        """What is known of the plan beside the teacher."""
+        params = {"codec": {**settings["codec"], "params": codec.params}}
+        return {**words, **settings, **params, "corpus": plan_corpus(spool, index)}
+
+    codec = known_codec(existing)
+    if codec is not None:
+        index = make_index(spool, config.shard_rows, codec.tables)
+        _require_same(existing, plan_data(codec, index), folder)
+    longest = int(spool.lengths.max())
+    if existing is None or identity is None or codec is None:
         identity = source.load(longest)
-    data = {"teacher": identity, **words, **settings, **corpus}
-    _require_same(existing, data, folder)
-    about = existing.about if existing is not None else _about(config, source, row_bytes)
-    plan = Plan(data, about)
-    prepare_folder(folder, plan, index, tokenizer)
+    # Whoever comes second to a new folder waits here for the plan of the first.
+    with planning(folder) as existing:
+        if codec is None:
+            codec = known_codec(existing) or calibrated(config, source, spool, vocab_size, on_event)
+            index = make_index(spool, config.shard_rows, codec.tables)
+            if existing is not None and index.sha256() != existing.index_sha256:
+                raise CorruptError(
+                    f"{folder / INDEX_FILE}: is damaged or lost, and cannot be made again on this machine; "
+                    "copy the file from another copy of the cache, or teach into another folder"
+                )
+        data = {"teacher": identity, **plan_data(codec, index)}
+        _require_same(existing, data, folder)
+        about = existing.about if existing is not None else _about(config, source)
+        plan = Plan(data, about)
+        prepare_folder(folder, plan, index, tokenizer)
 
     work = _Work(folder, plan, codec, spool, index, config.batch_tokens, on_event)
     missing, redone = work.find_missing()
@@ -171,9 +205,8 @@ class _Work:
                         self.tokens_total -= tokens(shard)
                         continue
                     sequences = self.spool.read(self.bounds[shard], self.bounds[shard + 1])
-                    rows = source.rows(
-                        sequences, self.bounds[shard], self.batch_tokens, self._listener(tokens(shard))
-                    )
+                    numbers = np.arange(self.bounds[shard], self.bounds[shard + 1])
+                    rows = source.rows(sequences, numbers, self.batch_tokens, self._listener(tokens(shard)))
                     if writing is not None:
                         self._written(writing.result())
                     writing = writer.submit(self._write, shard, sequences, rows, claim.pop_all())
@@ -222,6 +255,8 @@ class _Work:
             # Read back before it is trusted to the disk: the loss is measured, and a wrong id never written.
             decoded = decode_blocks(self.codec, sequences, blocks, self.plan.block_rows)
             fidelity = measure(rows, decoded, sum(len(each.data) for each in blocks))
+            asked = self.plan.data["codec"]["asked"]
+            fidelity |= {f"asked_{name}": value for name, value in asked.items()}
             counts = {"kept": rows.num_kept, "draws": rows.num_draws}
             file = write_shard(self.folder, shard, self.plan, sequences, blocks, counts, fidelity)
             return file.stat().st_size
@@ -262,11 +297,14 @@ class _Work:
             tokens_taught=self.tokens_done,
             teach_seconds=self.seconds,
             tokens_per_second=self.tokens_done / self.seconds if self.seconds else 0.0,
+            kept_a_row=found["kept"] / max(1, found["rows"]),
+            draws_a_row=found["draws"] / max(1, found["rows"]),
             mass_kept=found["mass_kept"],
             entropy_nats=found["entropy_nats"],
             codec_kl_nats=found["codec_kl_nats"],
             codec_kl_max_nats=found["codec_kl_max_nats"],
-            planned_row_bytes=float(self.plan.about["planned_row_bytes"]),
+            asked_max_kl_nats=self.plan.data["codec"]["asked"].get("max_kl_nats"),
+            asked_row_bytes=self.plan.data["codec"]["asked"].get("row_bytes"),
             row_bytes=found["row_bytes"],
             token_bytes=(cache_bytes - tokenizer_bytes) / self.plan.num_tokens,
             cache_bytes=cache_bytes,
@@ -288,7 +326,7 @@ def _tokenizer_section(tokenizer: Any, k: int) -> dict[str, Any]:
     return {"sha256": fingerprint(tokenizer), "vocab_size": 1 + max(ids)}
 
 
-def _about(config: TeachConfig, source: RowSource, row_bytes: float) -> dict[str, Any]:
+def _about(config: TeachConfig, source: RowSource) -> dict[str, Any]:
     """What is told of a cache beside its plan; names without a folder of this machine."""
     return {
         **source.about(),
@@ -296,6 +334,5 @@ def _about(config: TeachConfig, source: RowSource, row_bytes: float) -> dict[str
             each if each.startswith("hub:") or each == "-" else Path(each).resolve().name
             for each in config.sources
         ],
-        "planned_row_bytes": row_bytes,
         "made_with": f"distillcache {version('distillcache')}",
     }

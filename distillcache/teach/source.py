@@ -6,6 +6,9 @@ Knows nothing of any of them.
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from distillcache.corpus.report import CorpusReport
 from distillcache.corpus.spool import Spool
 from distillcache.corpus.tokenise import Tokenised
@@ -13,9 +16,11 @@ from distillcache.teach.events import Event
 from distillcache_shards.rows import Rows
 from distillcache_shards.shard import Sequences
 
-__all__ = ["OnEvent", "RowSource"]
+__all__ = ["Heard", "OnEvent", "RowSource"]
 
 OnEvent = Callable[[Event], None]
+# Told after every batch: the share of the tokens that is done, in thousandths, and the rows of the batch.
+Heard = Callable[[int, int], None]
 
 
 class RowSource(Protocol):
@@ -42,10 +47,10 @@ class RowSource(Protocol):
     def probe(self, spool: Spool) -> Iterator[str]:
         """What is odd about it, before it runs for hours; warnings of a line each."""
 
-    def rows(
-        self, sequences: Sequences, first: int, batch_tokens: int, heard: Callable[[int, int], None]
-    ) -> Rows:
-        """The rows of a shard's sequences, whose first is number `first` of all.
+    def rows(self, sequences: Sequences, numbers: NDArray[np.int64], batch_tokens: int, heard: Heard) -> Rows:
+        """The rows of sequences, whose numbers in the plan are `numbers`."""
 
-        `heard(share of the tokens in thousandths, rows)` is told after every batch.
-        """
+    def topk_rows(
+        self, sequences: Sequences, numbers: NDArray[np.int64], batch_tokens: int, heard: Heard
+    ) -> Rows:
+        """`topk` rows of them, whatever kind is kept: of those a codec is made."""

@@ -82,7 +82,9 @@ def teach_into(
 def command_line(cache: Path, teacher: Path | str, source: Path | str, **settings: Any) -> list[str]:
     """The same as arguments of `distillcache`."""
     known = {"teacher": teacher, "sources": source, **SETTINGS, **settings}
-    flags = [[f"--{name.replace('_', '-')}", str(value)] for name, value in known.items()]
+    flags = [
+        [f"--{name.replace('_', '-')}", str(value)] for name, value in known.items() if value is not None
+    ]
     return ["teach", str(cache), *chain.from_iterable(flags)]
 
 

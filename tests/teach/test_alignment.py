@@ -57,7 +57,7 @@ def loaded(teacher: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel
 def test_rows_are_what_the_model_says_alone(name: str, supervise: str, corpus: Path, tmp_path: Path) -> None:
     """Every kind of head, with and without prompts masked; documents in windows, answers and chats."""
     teacher = save_teacher(tmp_path / "teacher", TEACHERS[name]())
-    teach_into(tmp_path / "cache", teacher, corpus, supervise=supervise, batch_tokens=300)
+    teach_into(tmp_path / "cache", teacher, corpus, supervise=supervise, batch_tokens=300, codec="zstd")
     model, cache = loaded(teacher), Cache.open(tmp_path / "cache")
     assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) == (
         model.config.tie_word_embeddings
@@ -91,7 +91,7 @@ def test_row_sits_at_its_target_and_at_no_neighbour(shift: int, teacher: Path, t
 
 def test_bf16_teacher_says_the_same_within_its_own_noise(teacher: Path, corpus: Path, tmp_path: Path) -> None:
     """The model is asked directly in the same numbers; what differs is the order of sums."""
-    teach_into(tmp_path / "cache", teacher, corpus, dtype="bf16", batch_tokens=300)
+    teach_into(tmp_path / "cache", teacher, corpus, dtype="bf16", batch_tokens=300, codec="zstd")
     found = compare(Cache.open(tmp_path / "cache"), loaded(teacher, torch.bfloat16), NUM_IDS)
     assert_aligned(found, noise=BF16_NOISE, mean=BF16_NOISE / 10)
 

@@ -23,8 +23,11 @@ def refuse(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Refuse:
     ("changed", "named"),
     [
         ({"k": 9}, "rows.k is 8 there and 9 here"),
-        ({"codec": "plain"}, "codec.id is zstd there and plain here"),
-        ({"level": 3}, "codec.params.level is 9 there and 3 here"),
+        ({"top_p": 0.9}, "rows.top_p is none there and 0.9 here"),
+        ({"keep": "sampled", "k": None}, "rows.draw_units is none there and 4 here"),
+        ({"codec": "plain"}, "codec.asked.max_kl_nats is 0.0001 there and none here"),
+        ({"max_kl": 0.001}, "codec.asked.max_kl_nats is 0.0001 there and 0.001 here"),
+        ({"bytes_per_token": 50}, "codec.asked.max_kl_nats is 0.0001 there and none here"),
         ({"block_rows": 100}, "codec.block_rows is 512 there and 100 here"),
         ({"max_length": 65}, "settings.max_length is 64 there and 65 here"),
         ({"stride": 9}, "settings.stride is 8 there and 9 here"),

@@ -55,6 +55,7 @@ def test_rows_of_a_real_teacher_are_what_it_says_alone(tmp_path: Path) -> None:
         stride=32,
         batch_tokens=700,
         shard_rows=500,
+        codec="zstd",
     )
     cache = Cache.open(tmp_path / "cache")
     model = AutoModelForCausalLM.from_pretrained(

@@ -36,6 +36,7 @@ def config_for(
         "cache": cache, "sources": (str(source),), "teacher": "openai:tiny", "tokenizer": str(tokenizer),
         "base_url": server.url, "key_env": "TEST_KEY", "price_input": 1.0, "price_output": 5.0,
         "request_seconds": 20.0, "retry_seconds": 0.01, "shard_rows": 32,
+        "codec": "zstd",
     }  # fmt: skip
     if settings.get("ask", "answers") == "answers":
         known["max_tokens"] = 10

@@ -33,7 +33,7 @@ def local_rows(teacher: Path, sequences: Sequences, k: int) -> Rows:
     )
     source = LocalTeacher(config, None)
     source.load(int(np.diff(sequences.offsets).max()))
-    return source.rows(sequences, 0, 2048, lambda share, rows: None)
+    return source.rows(sequences, np.arange(len(sequences)), 2048, lambda share, rows: None)
 
 
 def require_close(rows: Rows, local: Rows, nats: float, least: float) -> None:

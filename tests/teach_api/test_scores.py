@@ -20,7 +20,7 @@ Run = Callable[..., Taught]
 
 def local_cache(folder: Path, source: Path, teacher: Path, **settings: object) -> Cache:
     """The same corpus, taught by the same model on this machine."""
-    known = {"k": 20, "dtype": "fp32", "device": "cpu", "shard_rows": 32}
+    known = {"codec": "zstd", "k": 20, "dtype": "fp32", "device": "cpu", "shard_rows": 32}
     teach(TeachConfig(cache=folder, sources=(str(source),), teacher=str(teacher), **(known | settings)))
     return Cache.open(folder)
 

@@ -10,7 +10,7 @@ See `align.py` for what a row holds.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -36,10 +36,12 @@ from distillcache.teach.api.asker import Confirm, Heard, ask_all, folder_of
 from distillcache.teach.api.config import ANSWERS
 from distillcache.teach.api.names import TokenNames
 from distillcache.teach.api.questions import LeftOut, prompts_of, scores_of, uncount
+from distillcache.teach.bounds import Bounds
 from distillcache.teach.config import TeachConfig
 from distillcache.teach.events import Aligned as AlignedEvent
 from distillcache.teach.events import Asked
 from distillcache.teach.folder import nearest_folder
+from distillcache.teach.source import Heard as Told
 from distillcache.teach.source import OnEvent
 from distillcache.teach.teacher import load_teacher_tokenizer
 from distillcache_shards.rows import TOPK, Rows
@@ -169,20 +171,28 @@ class ApiTeacher:
                 f"template makes, first {self._first_other_prompt}; its rows are of another context"
             )
 
-    def rows(
-        self, sequences: Sequences, first: int, batch_tokens: int, heard: Callable[[int, int], None]
-    ) -> Rows:
-        """What was said of a shard's sequences, read again."""
+    def rows(self, sequences: Sequences, numbers: NDArray[np.int64], batch_tokens: int, heard: Told) -> Rows:
+        """What was said of sequences, read again."""
         parts = []
         tokens_done, tokens = 0, max(1, len(sequences.tokens))
-        for place in range(len(sequences)):
-            found = self._align(self._kept[first + place])
+        for place, number in enumerate(numbers.tolist()):
+            found = self._align(self._kept[number])
             span = slice(int(sequences.offsets[place]), int(sequences.offsets[place + 1]))
             assert np.array_equal(found.tokens, sequences.tokens[span])
             parts.append(found.rows)
             tokens_done += len(found.tokens)
             heard(1000 * tokens_done // tokens, len(found.rows))
-        return Rows.concatenate(parts) if parts else Rows.empty(TOPK)
+        return self._bounded(Rows.concatenate(parts) if parts else Rows.empty(TOPK))
+
+    def topk_rows(
+        self, sequences: Sequences, numbers: NDArray[np.int64], batch_tokens: int, heard: Told
+    ) -> Rows:
+        """The same: an API gives no other rows."""
+        return self.rows(sequences, numbers, batch_tokens, heard)
+
+    def _bounded(self, rows: Rows) -> Rows:
+        bounds = Bounds.of(self.config)
+        return rows if bounds is None else bounds.bound(rows)
 
     def _progress(self, far: Progress) -> None:
         self._on_event(Asked(far.answered, far.failed, far.total, far.spent_usd))

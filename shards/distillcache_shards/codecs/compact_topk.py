@@ -98,6 +98,8 @@ class CompactTopk:
         if row_bytes is not None and fits(coarse):
             least = len(at(coarse).encode(tried).data) / len(tried)
             raise ValueError(f"rows like these take at least {least:.1f} bytes")
+        if max_kl_nats is not None and not fits(fine):
+            raise ValueError(f"the finest levels lose {levels_kl(at(fine).levels, tried):.1e} nats")
         while coarse / fine > 1.01:
             step = float(f"{(coarse * fine) ** 0.5:.4g}")
             fine, coarse = (step, coarse) if fits(step) else (fine, step)

@@ -1,0 +1,146 @@
+"""Settings of `teach`: what is kept of a teacher's distribution at a supervised token, and how it is coded.
+
+A setting that would be ignored is refused.
+Knows neither torch nor a model.
+"""
+
+from dataclasses import dataclass
+
+from distillcache.config import setting
+from distillcache.errors import ConfigError
+from distillcache.teach.api.config import ApiConfig, vendor_of
+from distillcache_shards.limits import MAX_VOCABULARY
+
+__all__ = ["KEEPS", "MULTINOMIAL", "SAMPLED", "TOPK", "RowsConfig"]
+
+TOPK, SAMPLED, MULTINOMIAL = KEEPS = ("topk", "sampled", "multinomial")
+COMPACT, ZSTD, PLAIN = CODECS = ("compact", "zstd", "plain")
+# What each kind of row and each codec reads; the others refuse it.
+OF_KEEP = {
+    TOPK: ("k", "top_p", "min_p", "min_k"),
+    SAMPLED: ("tau", "seed", "row_temperature"),
+    MULTINOMIAL: ("draws", "seed", "row_temperature"),
+}
+# Where none is given.
+K, TAU, DRAWS, LEVEL, MAX_KL_NATS = 64, 1 / 50, 50, 9, 1e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowsConfig(ApiConfig):
+    """What a row holds and how exact it stays; the rest of `teach` builds on this."""
+
+    keep: str = setting(
+        TOPK,
+        help="Of each distribution: its likeliest ids; an unbiased sample of it, far smaller; or RS-KD's.",
+        choices=KEEPS,
+    )
+    k: int | None = setting(
+        None, help="Of topk: ids kept a row, 64 unless given.", minimum=1, maximum=MAX_VOCABULARY
+    )
+    top_p: float | None = setting(
+        None, help="Of topk: no more ids than hold this much probability.", above=0, maximum=1
+    )
+    min_p: float | None = setting(None, help="Of topk: no ids below this probability.", above=0, maximum=1)
+    min_k: int | None = setting(
+        None, help="Of topk: as many ids in spite of --top-p and --min-p, 1 unless given.", minimum=0
+    )
+    tau: float | None = setting(
+        None,
+        help="Of sampled: ids from this probability on are kept, one draw stands for at most as much of the "
+        "others; a number or a fraction, 1/50 unless given.",
+        above=0,
+        maximum=1,
+    )
+    draws: int | None = setting(
+        None, help="Of multinomial: draws a row, 50 unless given.", minimum=1, maximum=1 << 16
+    )
+    seed: int | None = setting(
+        None,
+        help="Of sampled rows: other draws, 0 unless given.",
+        minimum=0,
+        maximum=1_000_000_000,
+    )
+    row_temperature: float | None = setting(
+        None,
+        help="Of sampled and multinomial: temperature of the distribution that is sampled, and later trained "
+        "on; 1 unless given.",
+        above=0,
+    )
+    codec: str = setting(
+        COMPACT,
+        help="Code of the rows: compact is by far the smallest, zstd a general one, plain read in place.",
+        choices=CODECS,
+    )
+    max_kl: float | None = setting(
+        None,
+        help="Of compact topk: most nats a row that rounding may lose; 0.0001 unless given.",
+        above=0,
+        below=1,
+    )
+    bytes_per_token: float | None = setting(
+        None, help="Of compact topk, in place of --max-kl: most bytes a row.", above=0
+    )
+    level: int | None = setting(None, help="Level of --codec zstd: 9 unless given.", minimum=1, maximum=22)
+    block_rows: int = setting(512, help="Rows of a block, the unit of random reads.", minimum=1)
+
+    def check_rows(self, teacher: str) -> None:
+        """Raises ConfigError for settings that do not go together, or not with this teacher."""
+        others = {name for names in OF_KEEP.values() for name in names} - set(OF_KEEP[self.keep])
+        for name in sorted(others):
+            self._require_none(name, f"with --keep {self.keep}")
+        if self.keep != TOPK and vendor_of(teacher) is not None:
+            raise ConfigError(
+                f"--keep: {self.keep} needs whole distributions, and an API gives a few ids; take --keep topk"
+            )
+        if self.min_k is not None and self.top_p is None and self.min_p is None:
+            self._require_none("min_k", "without --top-p or --min-p")
+        if self.min_k is not None and self.min_k > self.most_ids:
+            raise ConfigError(f"--min-k: must be at most --k ({self.most_ids}), found {self.min_k}")
+        if self.codec != ZSTD:
+            self._require_none("level", f"with --codec {self.codec}")
+        if self.codec != COMPACT or self.keep != TOPK:
+            for name in ("max_kl", "bytes_per_token"):
+                self._require_none(name, f"with --keep {self.keep} --codec {self.codec}")
+        if self.max_kl is not None and self.bytes_per_token is not None:
+            raise ConfigError(
+                f"--max-kl: must not stand beside --bytes-per-token, found {self.max_kl:g} and "
+                f"{self.bytes_per_token:g}; leave one out"
+            )
+
+    @property
+    def most_ids(self) -> int:
+        """`k`, or what it is unless given."""
+        return K if self.k is None else self.k
+
+    @property
+    def codec_id(self) -> str:
+        """The codec's id in the format: a kind of row has a compact codec of its own."""
+        if self.codec != COMPACT:
+            return self.codec
+        return "compact-topk" if self.keep == TOPK else "compact-sampled"
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether the codec is made from what the teacher says, so that its parameters are not known yet."""
+        return self.codec == COMPACT
+
+    def asked(self) -> dict[str, float]:
+        """How much the codec may lose, or how large a row may be; nothing where it has no choice."""
+        if self.codec != COMPACT or self.keep != TOPK:
+            return {}
+        if self.bytes_per_token is not None:
+            return {"row_bytes": self.bytes_per_token}
+        return {"max_kl_nats": MAX_KL_NATS if self.max_kl is None else self.max_kl}
+
+    def codec_params(self) -> dict[str, object]:
+        """The parameters of a codec that is not calibrated, as its cache states them."""
+        assert not self.is_calibrated
+        level = LEVEL if self.level is None else self.level
+        return {"logprobs": "f16"} | ({"level": level} if self.codec == ZSTD else {})
+
+    def _require_none(self, name: str, why: str) -> None:
+        value = getattr(self, name)
+        if value is not None:
+            flag = "--" + name.replace("_", "-")
+            shown = f"{value:g}" if isinstance(value, float) else value
+            raise ConfigError(f"{flag}: has no use {why}, found {shown}; leave it out")
