@@ -129,7 +129,7 @@ class Bench:
         # bf16 has 8 bits: a logit of 16 is rounded to 1/16 in both.
         nats = 0.2 if self.model.dtype == torch.bfloat16 else 1e-3
         start = 0
-        for logits_nV in logits_NV.split(64):
+        for logits_nV in torch.split(logits_NV, 64):
             direct = top_k(logits_nV.float(), K, self.valid_V)
             rows = slice(start, start + len(logits_nV))
             assert np.abs(direct.logprobs_NK.numpy() - kept.logprobs_NK[rows]).max() < nats
