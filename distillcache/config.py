@@ -22,14 +22,14 @@ import re
 import tomllib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
 from distillcache.errors import ConfigError
 
-__all__ = ["REQUIRED", "Setting", "check", "load_config", "setting", "settings"]
+__all__ = ["REQUIRED", "Setting", "check", "load_config", "refuse_given", "setting", "settings"]
 
 T = TypeVar("T")
 KEY = "distillcache.setting"
@@ -194,6 +194,22 @@ def check(config: object) -> None:
         value = getattr(config, each.name)
         if value is not None or not each.optional:
             _checked(value, each, f"{type(config).__name__}.{each.name}", from_text=False)
+
+
+def refuse_given(config: object, names: Iterable[str], why: str) -> None:
+    """Raises ConfigError for the first of these settings that is not what it is unless given.
+
+    `why` it would be ignored, in words that end the sentence "has no use".
+    """
+    known = {each.name: each for each in settings(type(config))}
+    for name in names:
+        value, each = getattr(config, name), known[name]
+        if value != each.default:
+            flag = f"--no-{each.flag[2:]}" if value is False else each.flag
+            # Text is not said again: an address may hold a key.
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            found = f", found {value:g}" if is_number else ""
+            raise ConfigError(f"{flag}: has no use {why}{found}; leave it out")
 
 
 def _kind(hint: Any, where: str) -> tuple[type, bool, bool]:

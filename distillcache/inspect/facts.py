@@ -34,14 +34,15 @@ class Facts:
     longest_sequence: int
     shards: int
     shards_missing: str  # numbers and ranges
-    row_kind: str
-    k: int | None  # ids kept a row, where all rows keep as many
+    kept_a_row: float  # ids with their values, mean
+    draws_a_row: float
     mass_kept: float
     entropy_nats: float
     codec_kl_nats: float
     codec_kl_max_nats: float
     cache_bytes: int
     bytes_a_token: Mapping[str, float]  # by what they are for
+    row: Mapping[str, Any]  # of what kind, with its settings
     teacher: Mapping[str, Any]
     tokenizer: Mapping[str, Any]
     codec: Mapping[str, Any]
@@ -105,12 +106,14 @@ def facts(folder: Path) -> Facts:
     missing = cache.missing_shards()
     sums: dict[str, float] = {}
     parts: dict[str, int] = {}
-    num_tokens = num_rows = 0
+    num_tokens = num_rows = kept = draws = 0
     largest_kl = 0.0
     for number in sorted(set(range(cache.num_shards)) - set(missing)):
         shard = cache.shard(number)
         num_tokens += shard.num_tokens
         num_rows += shard.num_rows
+        kept += int(shard.fidelity.get("kept", 0))
+        draws += int(shard.fidelity.get("draws", 0))
         for name in ("mass_kept", "entropy_nats", "codec_kl_nats"):
             sums[name] = sums.get(name, 0.0) + shard.num_rows * float(shard.fidelity.get(name, 0.0))
         largest_kl = max(largest_kl, float(shard.fidelity.get("codec_kl_max_nats", 0.0)))
@@ -130,14 +133,15 @@ def facts(folder: Path) -> Facts:
         longest_sequence=int(cache.sequence_lengths.max(initial=0)),
         shards=cache.num_shards,
         shards_missing=_ranges(missing),
-        row_kind=cache.row_kind,
-        k=plan["rows"].get("k"),
+        kept_a_row=kept / max(1, num_rows),
+        draws_a_row=draws / max(1, num_rows),
         mass_kept=means.get("mass_kept", 0.0),
         entropy_nats=means.get("entropy_nats", 0.0),
         codec_kl_nats=means.get("codec_kl_nats", 0.0),
         codec_kl_max_nats=largest_kl,
         cache_bytes=sum(each.stat().st_size for each in folder.rglob("*") if each.is_file()),
         bytes_a_token=a_token,
+        row=dict(plan["rows"]),
         teacher={
             "name": about.get("teacher"),
             "revision": about.get("revision"),
@@ -148,6 +152,7 @@ def facts(folder: Path) -> Facts:
         codec={
             "id": plan["codec"]["id"],
             **plan["codec"]["params"],
+            **{f"asked_{name}": value for name, value in plan["codec"].get("asked", {}).items()},
             "block_rows": plan["codec"]["block_rows"],
         },
         settings={"corpus": about.get("corpus"), **plan.get("settings", {})},

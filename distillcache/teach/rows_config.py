@@ -6,7 +6,7 @@ Knows neither torch nor a model.
 
 from dataclasses import dataclass
 
-from distillcache.config import setting
+from distillcache.config import refuse_given, setting
 from distillcache.errors import ConfigError
 from distillcache.teach.api.config import ApiConfig, vendor_of
 from distillcache_shards.limits import MAX_VOCABULARY
@@ -86,21 +86,19 @@ class RowsConfig(ApiConfig):
     def check_rows(self, teacher: str) -> None:
         """Raises ConfigError for settings that do not go together, or not with this teacher."""
         others = {name for names in OF_KEEP.values() for name in names} - set(OF_KEEP[self.keep])
-        for name in sorted(others):
-            self._require_none(name, f"with --keep {self.keep}")
+        refuse_given(self, sorted(others), f"with --keep {self.keep}")
         if self.keep != TOPK and vendor_of(teacher) is not None:
             raise ConfigError(
                 f"--keep: {self.keep} needs whole distributions, and an API gives a few ids; take --keep topk"
             )
-        if self.min_k is not None and self.top_p is None and self.min_p is None:
-            self._require_none("min_k", "without --top-p or --min-p")
+        if self.top_p is None and self.min_p is None:
+            refuse_given(self, ("min_k",), "without --top-p or --min-p")
         if self.min_k is not None and self.min_k > self.most_ids:
             raise ConfigError(f"--min-k: must be at most --k ({self.most_ids}), found {self.min_k}")
         if self.codec != ZSTD:
-            self._require_none("level", f"with --codec {self.codec}")
+            refuse_given(self, ("level",), f"with --codec {self.codec}")
         if self.codec != COMPACT or self.keep != TOPK:
-            for name in ("max_kl", "bytes_per_token"):
-                self._require_none(name, f"with --keep {self.keep} --codec {self.codec}")
+            refuse_given(self, ("max_kl", "bytes_per_token"), f"with --keep {self.keep} --codec {self.codec}")
         if self.max_kl is not None and self.bytes_per_token is not None:
             raise ConfigError(
                 f"--max-kl: must not stand beside --bytes-per-token, found {self.max_kl:g} and "
@@ -137,10 +135,3 @@ class RowsConfig(ApiConfig):
         assert not self.is_calibrated
         level = LEVEL if self.level is None else self.level
         return {"logprobs": "f16"} | ({"level": level} if self.codec == ZSTD else {})
-
-    def _require_none(self, name: str, why: str) -> None:
-        value = getattr(self, name)
-        if value is not None:
-            flag = "--" + name.replace("_", "-")
-            shown = f"{value:g}" if isinstance(value, float) else value
-            raise ConfigError(f"{flag}: has no use {why}, found {shown}; leave it out")

@@ -24,7 +24,7 @@ def test_facts_are_those_of_the_cache(tmp_path: Path) -> None:
     assert found.supervised_share == found.rows / found.tokens
     assert found.longest_sequence == max(LENGTHS)
     assert (found.shards, found.shards_missing) == (3, "none")
-    assert (found.row_kind, found.k) == (SAMPLED, None)
+    assert found.row["kind"] == SAMPLED
     assert found.teacher == {"name": "somebody", "revision": None, "parameters": 7, "sha256": "b" * 64}
     assert found.tokenizer == {"sha256": "a" * 64, "vocab_size": 300}
     assert found.codec == {"id": "plain", "logprobs": "f32", "block_rows": 8}

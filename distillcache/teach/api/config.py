@@ -6,7 +6,7 @@ Knows neither torch nor a vendor's client.
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from distillcache.config import setting
+from distillcache.config import refuse_given, setting
 from distillcache.corpus.config import CorpusConfig
 from distillcache.errors import ConfigError
 from distillcache.generate.config import GenerateConfig
@@ -88,7 +88,7 @@ class ApiConfig(CorpusConfig):
         vendor = vendor_of(teacher)
         if vendor is None:
             ours = [each.name for each in fields(ApiConfig) if each.name not in CORPUS]
-            self._refuse(ours, "as --teacher is no API")
+            refuse_given(self, ours, "as --teacher is no API")
             return
         if vendor == "anthropic":
             raise ConfigError(
@@ -97,8 +97,8 @@ class ApiConfig(CorpusConfig):
             )
         if not teacher.partition(":")[2]:
             raise ConfigError(f"--teacher: must be openai:MODEL, found {teacher!r}")
-        self._refuse(of_models, "as --teacher is an API")
-        self._refuse(OF_SCORES if self.ask == ANSWERS else OF_ANSWERS, f"by --ask {self.ask}")
+        refuse_given(self, of_models, "as --teacher is an API")
+        refuse_given(self, OF_SCORES if self.ask == ANSWERS else OF_ANSWERS, f"with --ask {self.ask}")
         if self.tokenizer is None:
             raise ConfigError(
                 "--tokenizer: missing; an API does not say whose its tokens are; "
@@ -114,7 +114,7 @@ class ApiConfig(CorpusConfig):
                     "--ask: prompt_logprobs is a field of vLLM's, which OpenAI does not know; "
                     "give the server's --base-url"
                 )
-            self._refuse(("token_ids",), "without --base-url")
+            refuse_given(self, ("token_ids",), "without --base-url")
         self.asking(teacher)
 
     def asking(self, teacher: str) -> GenerateConfig:
@@ -126,17 +126,6 @@ class ApiConfig(CorpusConfig):
             max_tokens=self.max_tokens if self.ask == ANSWERS else 1,
             **{name: getattr(self, name) for name in SHARED},
         )
-
-    def _refuse(self, names: "tuple[str, ...] | list[str]", why: str) -> None:
-        """Raises ConfigError for the first of these settings that is not as it is by default."""
-        defaults = {each.name: each.default for each in fields(self)}
-        for name in names:
-            value = getattr(self, name)
-            if value != defaults[name]:
-                flag = name.replace("_", "-")
-                raise ConfigError(
-                    f"--{'no-' if value is False else ''}{flag}: would be ignored {why}; leave it out"
-                )
 
 
 CORPUS = frozenset(each.name for each in fields(CorpusConfig))
