@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from distillcache_cli import demo, generate, inspect, learn, teach
+from distillcache_cli import demo, evaluate, generate, inspect, learn, teach
 from distillcache_cli.errors import exit_code
 
 __all__ = ["COMMANDS", "WIDTH", "app", "main", "run"]
@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "teach": (teach.teach, teach.EXAMPLE),
     "inspect": (inspect.inspect, inspect.EXAMPLE),
     "learn": (learn.learn, learn.EXAMPLE),
+    "evaluate": (evaluate.evaluate, evaluate.EXAMPLE),
     "demo": (demo.demo, demo.EXAMPLE),
 }
 
