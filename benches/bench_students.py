@@ -1,0 +1,267 @@
+"""Students of every kind of row, side by side: held-out KL to the teacher against bytes a token.
+
+    OMP_NUM_THREADS=1 python -m benches.bench_students --folder WORK --prose TXT --steps 110 --seed 1
+    OMP_NUM_THREADS=1 python -m benches.bench_students --quick
+
+All begin as one warm student, and take the same batches in the same order; a batch's teacher logits are made
+once for all. Cross-entropy alone is share 0 of the way, full distillation online share 1.
+Goes on where it was stopped: every so many steps all students are put on disk. Several seeds run as several
+processes, each of one thread.
+
+N rows of a batch, V vocabulary.
+"""
+
+import argparse
+import json
+import math
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benches.distillation import KINDS, Kind, Said, as_tensors, new_student, row_bytes
+from distillcache.chunked_loss import Terms, chunked_sums
+from distillcache.head import OutputHead
+from distillcache.linear_head import LinearHead
+from distillcache.metrics import exact_metrics, means, summed
+
+__all__ = ["HARD", "ONLINE", "Learner", "made_up", "warm_student"]
+
+HARD, ONLINE = "cross-entropy", "online"
+SEQUENCES = 2  # of 512 tokens, in a batch
+WARM_LEARNING_RATE, LEARNING_RATE, WARM_UP = 2e-3, 1e-3, 10
+SAVE_EVERY = 50
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a tiny made-up teacher, a few steps")
+    parser.add_argument("--json", action="store_true", help="one object: figures by name")
+    parser.add_argument("--folder", type=Path, help="where hidden states, students and results lie")
+    parser.add_argument("--prose", type=Path, help="folder of .txt files; else pydoc_data.topics")
+    parser.add_argument("--student", default="tiny", help="of configs/student")
+    parser.add_argument("--train", type=int, default=2000, help="sequences of 512 tokens to learn from")
+    parser.add_argument("--warm-steps", type=int, default=300, help="of cross-entropy, before all")
+    parser.add_argument("--steps", type=int, default=110)
+    parser.add_argument("--seed", type=int, default=1, help="of the order of the batches, and of draws")
+    parser.add_argument("--kinds", nargs="*", default=None, help="some of the kinds only")
+    parser.add_argument("--eval-every", type=int, default=None, help="steps; at the end alone unless given")
+    args = parser.parse_args()
+    if args.quick:
+        with tempfile.TemporaryDirectory() as folder:
+            args.folder, args.warm_steps, args.steps, args.train = Path(folder), 2, 3, 4
+            made_up(args.folder)
+            figures = run(args)
+    else:
+        counts = {"train": args.train, "calibration": 64, "held_out_code": 16, "held_out_prose": 16}
+        Said.make(args.folder, counts, args.prose)
+        figures = run(args)
+    if args.json:
+        print(json.dumps(figures))
+    else:
+        print("\n".join(f"{name:<64}{value:>12.5g}" for name, value in figures.items()))
+
+
+def run(args: argparse.Namespace) -> dict[str, float]:
+    """Every figure, by the name of its way of learning."""
+    train, calibration = Said(args.folder, "train"), Said(args.folder, "calibration")
+    held_out = {name: Said(args.folder, f"held_out_{name}") for name in ("code", "prose")}
+    ways = [HARD, ONLINE, *(args.kinds if args.kinds is not None else KINDS)]
+    warm = warm_student(args.folder, args.student, args.warm_steps, train)
+    learning = _Learning(args, ways, train, warm)
+    learning.run(held_out)
+    figures: dict[str, float] = {}
+    for way in ways:
+        for name, scores in learning.scores[way].items():
+            figures[f"{way}: {name}"] = scores
+        if way in KINDS:
+            figures[f"{way}: bytes a row"] = _bytes(args.folder, way, calibration, held_out)
+    for name in ("code", "prose", "all"):
+        hard, full = (figures[f"{way}: {name} KL"] for way in (HARD, ONLINE))
+        for way in ways:
+            figures[f"{way}: {name} share"] = (hard - figures[f"{way}: {name} KL"]) / (hard - full)
+    assert all(math.isfinite(each) for each in figures.values())
+    return figures
+
+
+class Learner:
+    """One student and its optimiser."""
+
+    def __init__(self, student: str, vocab_size: int, learning_rate: float) -> None:
+        self.model = new_student(student, vocab_size)
+        self.head = OutputHead.of(self.model)
+        self.learning_rate = learning_rate
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), learning_rate, weight_decay=0.01)
+
+    def linear(self) -> LinearHead:
+        """The head as it is now."""
+        weight: Tensor = self.model.lm_head.weight
+        return LinearHead(weight)
+
+    def step(self, step: int, ids_BT: Tensor, terms: Terms, **teacher: Any) -> float:
+        """One step on a batch; its loss a row."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate * min(1.0, (step + 1) / WARM_UP)
+        hidden_ND = self.head.hidden(ids_BT)[:, :-1].flatten(0, 1)
+        targets_N = ids_BT[:, 1:].flatten()
+        loss, _ = chunked_sums(self.linear(), hidden_ND, targets_N, terms, **teacher)
+        loss = loss / len(targets_N)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return float(loss.detach())
+
+    def state(self) -> dict[str, object]:
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def warm_student(folder: Path, student: str, steps: int, train: Said) -> dict[str, Tensor]:
+    """A student after some steps of cross-entropy, the same for all that follows."""
+    file = folder / f"warm-{student}-{steps}.pt"
+    if not file.is_file():
+        learner = Learner(student, train.vocab_size, WARM_LEARNING_RATE)
+        for step, batch in zip(range(steps), _batches(train, 0), strict=False):
+            loss = learner.step(step, train.ids(batch), Terms(1.0, None, 1.0))
+            if step % 50 == 0:
+                print(f"warm step {step}: loss {loss:.3f}", flush=True)
+        _save(learner.model.state_dict(), file)
+    found: dict[str, Tensor] = torch.load(file)
+    return found
+
+
+class _Learning:
+    """All ways of learning in step with each other."""
+
+    def __init__(
+        self, args: argparse.Namespace, ways: Sequence[str], train: Said, warm: dict[str, Tensor]
+    ) -> None:
+        self.args, self.train = args, train
+        self.name = f"{args.student}-{args.warm_steps}-{args.steps}-seed{args.seed}"
+        self.learners = {way: Learner(args.student, train.vocab_size, LEARNING_RATE) for way in ways}
+        for learner in self.learners.values():
+            learner.model.load_state_dict(warm)
+        self.scores: dict[str, dict[str, float]] = {}
+        self.begun = 0
+        self.file = args.folder / f"students-{self.name}.pt"
+        if self.file.is_file():
+            found = torch.load(self.file, weights_only=False)
+            self.begun = found["step"]
+            for way in ways:
+                self.learners[way].load(found[way])
+
+    def run(self, held_out: dict[str, Said]) -> None:
+        """To the last step, and the scores of all then."""
+        began = time.monotonic()
+        batches = _batches(self.train, self.args.seed)
+        for step, batch in zip(range(self.args.steps), batches, strict=False):
+            if step < self.begun:
+                continue
+            ids_BT, logits_NV = self.train.ids(batch), self.train.logits(batch)
+            places_N = self.train.places(batch)
+            losses = {way: self._step(way, step, ids_BT, logits_NV, places_N) for way in self.learners}
+            if (step + 1) % SAVE_EVERY == 0 or step + 1 == self.args.steps:
+                states = {way: learner.state() for way, learner in self.learners.items()}
+                _save({"step": step + 1, **states}, self.file)
+            every = self.args.eval_every
+            if every and (step + 1) % every == 0:
+                self._evaluate(held_out, step + 1)
+            if step % 10 == 0 and not self.args.quick:
+                shown = "  ".join(f"{way} {loss:.3f}" for way, loss in losses.items())
+                print(f"step {step}, {time.monotonic() - began:.0f} s: {shown}", flush=True)
+        self._evaluate(held_out, self.args.steps)
+
+    def _step(self, way: str, step: int, ids_BT: Tensor, logits_NV: Tensor, places_N: np.ndarray) -> float:
+        learner = self.learners[way]
+        if way == HARD:
+            return learner.step(step, ids_BT, Terms(1.0, None, 1.0))
+        if way == ONLINE:
+            return learner.step(
+                step, ids_BT, Terms(0.0, "forward-kl", 1.0), teacher=lambda start, stop: logits_NV[start:stop]
+            )
+        kind: Kind = KINDS[way]
+        rows = as_tensors(kind.rows(logits_NV, places_N, self.args.seed))
+        return learner.step(step, ids_BT, Terms(0.0, kind.loss, 1.0), rows=rows)
+
+    def _evaluate(self, held_out: dict[str, Said], step: int) -> None:
+        """Against the teacher's whole distribution."""
+        sums: dict[tuple[str, str], Tensor] = {}
+        for name, said in held_out.items():
+            for sequence in range(said.num_sequences):
+                teacher_NV = said.logits([sequence]).log_softmax(1)
+                ids_1T = said.ids([sequence])
+                for way, learner in self.learners.items():
+                    with torch.inference_mode():
+                        hidden_ND = learner.head.hidden(ids_1T)[0, :-1]
+                        logits_NV = learner.linear().logits(hidden_ND)
+                        found = summed(exact_metrics(logits_NV, ids_1T[0, 1:], teacher_NV))
+                    for key in ((way, name), (way, "all")):
+                        sums[key] = sums.get(key, torch.zeros_like(found)) + found
+        self.scores = {way: {} for way in self.learners}
+        for (way, name), total in sums.items():
+            found_means = means(total)
+            known = {
+                f"{name} KL": found_means.kl,
+                f"{name} cross-entropy": found_means.hard_loss,
+                f"{name} top-1 agreement": found_means.top1_agreement,
+                f"{name} calibration error": found_means.calibration_error,
+                f"{name} acceptance": found_means.acceptance_low,
+            }
+            self.scores[way] |= {key: value for key, value in known.items() if value is not None}
+        line = {"name": self.name, "step": step, "scores": self.scores}
+        with (self.args.folder / "results.jsonl").open("a") as stream:
+            stream.write(json.dumps(line) + "\n")
+
+
+def _batches(train: Said, seed: int) -> Iterator[list[int]]:
+    """Batches without end, each sequence once an epoch."""
+    random = np.random.default_rng(seed)
+    while True:
+        order = random.permutation(train.num_sequences).tolist()
+        for start in range(0, len(order) - SEQUENCES + 1, SEQUENCES):
+            yield order[start : start + SEQUENCES]
+
+
+def _bytes(folder: Path, way: str, calibration: Said, held_out: dict[str, Said]) -> float:
+    """Of rows of both held-out texts, weighed alike; measured once."""
+    file = folder / "bytes.json"
+    known: dict[str, float] = json.loads(file.read_bytes()) if file.is_file() else {}
+    if way not in known:
+        found = [row_bytes(KINDS[way], calibration, said) for said in held_out.values()]
+        known[way] = sum(found) / len(found)
+        file.write_text(json.dumps(known))
+    return known[way]
+
+
+def _save(state: object, file: Path) -> None:
+    partial = file.with_suffix(f".{os.getpid()}")
+    torch.save(state, partial)
+    partial.replace(file)
+
+
+def made_up(folder: Path) -> None:
+    """A teacher of random weights, in the files that `Said` reads."""
+    vocab_size, hidden_size = 3_000, 16
+    generator = torch.Generator().manual_seed(0)
+    head = torch.randn(vocab_size, hidden_size, generator=generator)
+    np.save(folder / "head.npy", head.numpy())
+    for part in ("train", "calibration", "held_out_code", "held_out_prose"):
+        hidden = torch.randn(4, 511, hidden_size, generator=generator) * 1.5
+        (folder / f"{part}-hidden.f16").write_bytes(hidden.to(torch.float16).numpy().tobytes())
+        tokens = torch.randint(vocab_size, (4, 512), generator=generator)
+        np.save(folder / f"{part}-tokens.npy", tokens.numpy().astype(np.uint16))
+        (folder / f"{part}.json").write_text(json.dumps({"done": 4, "hidden_size": hidden_size}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,222 @@
+"""One teacher, its texts, and what it says of them, for benches in which many students learn side by side.
+
+The teacher's hidden states lie on disk in fp16, as the `model` of all that follows: its whole logits are one
+product away, so that full distillation costs the student's step and that product.
+What is kept of them is made by the same functions as in `teach`, and its bytes are those of the codecs.
+Half of the text is code, half prose; no document is in two parts.
+
+S sequences of T tokens, each with T - 1 rows; N rows of a batch, V vocabulary, D hidden size of the teacher.
+"""
+
+import dataclasses
+import json
+import sysconfig
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from benches.real_rows import real_teacher
+from distillcache.config import load_config
+from distillcache.learn.architecture import Architecture
+from distillcache.losses import TeacherRows
+from distillcache.teach.keep import top_k
+from distillcache.teach.sample import Sampler, sample
+from distillcache_shards.codecs import Codec
+from distillcache_shards.codecs.compact_sampled import CompactSampled
+from distillcache_shards.codecs.compact_topk import CompactTopk
+from distillcache_shards.codecs.grid import Grid
+from distillcache_shards.rows import Rows
+
+__all__ = ["KINDS", "PARTS", "Kind", "Said", "T", "as_tensors", "new_student", "row_bytes"]
+
+T = 512
+PARTS = ("held_out_code", "held_out_prose", "calibration", "train")
+BLOCK_BYTES = 28  # of a shard, for each block of a sequence: where it lies, its sizes and its checksum
+PLANNED_ROWS = 1_000_000
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One way to keep what a teacher said: `topk` of K ids, or sampled."""
+
+    k: int | None = None
+    sampler: Sampler | None = None
+    loss: str = "forward-kl"
+
+    def rows(self, logits_NV: Tensor, places_N: np.ndarray, seed: int) -> Rows:
+        """Of logits at their places in the plan."""
+        valid_V = torch.ones(logits_NV.shape[1], dtype=torch.bool)
+        if self.k is not None:
+            top = top_k(logits_NV, self.k, valid_V)
+            return Rows.top_k(
+                top.ids_NK.numpy(), top.logprobs_NK.numpy(), top.tail_mass_N.numpy(), top.entropy_N.numpy()
+            )
+        assert self.sampler is not None
+        sampler = Sampler(self.sampler.grid, seed, 1.0, self.sampler.multinomial)
+        return sample(logits_NV, valid_V, sampler, places_N // T, places_N % T)
+
+
+KINDS = {
+    "top-12 tail": Kind(k=12),
+    "top-12 renormalised": Kind(k=12, loss="renormalised"),
+    "top-64 tail": Kind(k=64),
+    "top-64 renormalised": Kind(k=64, loss="renormalised"),
+    "RS-KD 50": Kind(sampler=Sampler(Grid(50, 1), multinomial=True)),
+    "sampled 1/8": Kind(sampler=Sampler(Grid.of(1 / 8))),
+    "sampled 1/16": Kind(sampler=Sampler(Grid.of(1 / 16))),
+    "sampled 1/25": Kind(sampler=Sampler(Grid.of(1 / 25))),
+    "sampled 1/50": Kind(sampler=Sampler(Grid.of(1 / 50))),
+}
+
+
+class Said:
+    """What the teacher said of one part: tokens, and hidden states before its output head."""
+
+    def __init__(self, folder: Path, part: str) -> None:
+        """What `make` has put into the folder."""
+        about = json.loads((folder / f"{part}.json").read_bytes())
+        self.num_sequences: int = about["done"]
+        shape = (self.num_sequences, T - 1, about["hidden_size"])
+        self.tokens_ST = np.load(folder / f"{part}-tokens.npy", mmap_mode="r")
+        self._hidden = np.memmap(folder / f"{part}-hidden.f16", np.float16, mode="r", shape=shape)
+        self._head_VD = torch.from_numpy(np.load(folder / "head.npy"))
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self._head_VD)
+
+    @torch.inference_mode()
+    def logits(self, sequences: Sequence[int]) -> Tensor:
+        """[N, V] in fp32, all rows of these sequences."""
+        hidden = np.concatenate([self._hidden[each] for each in sequences]).astype(np.float32)
+        return torch.from_numpy(hidden) @ self._head_VD.T
+
+    def ids(self, sequences: Sequence[int]) -> Tensor:
+        """[B, T] token ids."""
+        return torch.from_numpy(self.tokens_ST[np.asarray(sequences)].astype(np.int64))
+
+    @staticmethod
+    def places(sequences: Sequence[int]) -> np.ndarray:
+        """Where rows are in the plan, [N]: sequence times T, plus position."""
+        return (np.asarray(sequences)[:, None] * T + np.arange(T - 1)).ravel()
+
+    @classmethod
+    def make(cls, folder: Path, counts: dict[str, int], prose: Path | None) -> None:
+        """Run the teacher over so many sequences of each part, or go on where it was."""
+        folder.mkdir(parents=True, exist_ok=True)
+        teacher: Any = None
+        for part in PARTS:
+            about_file, wanted = folder / f"{part}.json", counts[part]
+            about = json.loads(about_file.read_bytes()) if about_file.is_file() else {"done": 0}
+            if about["done"] >= wanted:
+                continue
+            if teacher is None:
+                teacher = real_teacher()
+                texts = _sequences(teacher.tokenizer, counts, prose)
+                projection = teacher.model.get_output_embeddings().weight
+                np.save(folder / "head.npy", projection.detach().float().numpy())
+            hidden_size = teacher.model.config.hidden_size
+            np.save(folder / f"{part}-tokens.npy", texts[part])
+            file = folder / f"{part}-hidden.f16"
+            shape = (wanted, T - 1, hidden_size)
+            with file.open("ab") as stream:
+                stream.truncate(about["done"] * (T - 1) * hidden_size * 2)
+                for start in range(about["done"], wanted, 4):
+                    ids = torch.from_numpy(texts[part][start : start + 4].astype(np.int64))
+                    with torch.inference_mode():
+                        hidden = teacher.head.hidden(ids)[:, :-1]
+                    stream.write(hidden.to(torch.float16).numpy().tobytes())
+                    stream.flush()
+                    done = min(start + 4, wanted)
+                    about_file.write_text(json.dumps({"done": done, "hidden_size": hidden_size}))
+            assert file.stat().st_size == 2 * int(np.prod(shape))
+
+
+def _sequences(tokenizer: Any, counts: dict[str, int], prose: Path | None) -> dict[str, np.ndarray]:
+    """Whole sequences of each part, [S, T]; parts take documents in turn, the held-out ones first."""
+    found: dict[str, list[np.ndarray]] = {part: [] for part in PARTS}
+    for kind, documents in (("code", _code()), ("prose", _prose(prose))):
+        shares = {
+            f"held_out_{kind}": counts[f"held_out_{kind}"],
+            "calibration": counts["calibration"] // 2,
+            "train": counts["train"] // 2,
+        }
+        # Documents in no order, so that every part has some of each sort.
+        order = iter(np.random.default_rng(0).permutation(len(documents)).tolist())
+        for part, share in shares.items():
+            sequences: list[np.ndarray] = []
+            while len(sequences) < share:
+                number = next(order, None)
+                assert number is not None, f"too little {kind}: {len(sequences)} of {share} for {part}"
+                tokens = tokenizer(documents[number], add_special_tokens=False, verbose=False)["input_ids"]
+                whole = len(tokens) // T * T
+                # A few of each document held out, else one would be all.
+                most = 8 if part.startswith("held_out") else whole // T
+                sequences += list(np.array(tokens[:whole], np.uint16).reshape(-1, T)[:most])
+            found[part] += sequences[:share]
+    shuffle = np.random.default_rng(1)
+    return {part: np.stack(each)[shuffle.permutation(len(each))] for part, each in found.items()}
+
+
+def _code() -> list[str]:
+    library = Path(sysconfig.get_path("stdlib"))
+    paths = [
+        path
+        for path in sorted(library.rglob("*.py"))
+        if not {"test", "tests", "site-packages", "idlelib", "lib2to3"} & set(path.parts)
+    ]
+    return [path.read_text(errors="replace") for path in paths]
+
+
+def _prose(folder: Path | None) -> list[str]:
+    if folder is not None:
+        return [path.read_text(errors="replace") for path in sorted(folder.glob("*.txt"))]
+    assert find_spec("pydoc_data") is not None
+    from pydoc_data.topics import topics
+
+    return [topics[name] for name in sorted(topics)]
+
+
+def new_student(name: str, vocab_size: int, seed: int = 0) -> PreTrainedModel:
+    """A new one of `configs/student`, whose weights follow from the seed."""
+    file = Path(__file__).parent.parent / "configs" / "student" / f"{name}.toml"
+    sizes = dataclasses.asdict(load_config(Architecture, file, {}))
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(LlamaConfig(vocab_size=vocab_size, bos_token_id=None, eos_token_id=None, **sizes))
+
+
+def as_tensors(rows: Rows) -> TeacherRows:
+    """The rows as a loss takes them."""
+    names = ("head_offsets", "head_ids", "head_logprobs", "tail_mass", "draw_offsets", "draw_ids", "entropy")
+    return TeacherRows(rows.kind, **{name: torch.from_numpy(getattr(rows, name)) for name in names})
+
+
+def calibrated(kind: Kind, said: Said) -> Codec:
+    """The codec of a kind, from the rows of the calibration part."""
+    parts = [
+        Kind(k=kind.k or 64).rows(said.logits([each]), said.places([each]), 0)
+        for each in range(said.num_sequences)
+    ]
+    rows = Rows.concatenate(parts)
+    if kind.sampler is not None:
+        return CompactSampled.trained(rows, said.vocab_size, kind.sampler.grid, planned_rows=PLANNED_ROWS)
+    return CompactTopk.trained(rows, said.vocab_size, planned_rows=PLANNED_ROWS, max_kl_nats=1e-4)
+
+
+def row_bytes(kind: Kind, calibration: Said, measured: Said) -> float:
+    """Bytes a row on disk, all in, tables shared by a million rows; each sequence is a block."""
+    codec = calibrated(kind, calibration)
+    total = rows = 0
+    for each in range(measured.num_sequences):
+        block = kind.rows(measured.logits([each]), measured.places([each]), 0)
+        total += len(codec.encode(block).data) + BLOCK_BYTES
+        rows += len(block)
+    tables = sum(each.nbytes for each in codec.tables.values())
+    return total / rows + tables / PLANNED_ROWS
