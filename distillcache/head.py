@@ -19,6 +19,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from distillcache.head_form import HeadForm, is_plain
+from distillcache.linear_head import LinearHead
+from distillcache.packing import packed_inputs
+
 __all__ = ["OutputHead"]
 
 # Largest difference of two logits, over the largest logit, that is noise: the two ways multiply matrices of
@@ -40,6 +44,7 @@ class OutputHead:
         self.model = model
         self.body: nn.Module = body
         self.warning: str | None = None
+        self._form: HeadForm | None = None
         if body is model:
             self.warning = f"{type(model).__name__} has no body apart from its output head; {REMEDY}"
 
@@ -61,12 +66,21 @@ class OutputHead:
         """True if only the whole model gives logits: `hidden` and `logits` must not be used."""
         return self.warning is not None
 
-    def hidden(self, input_ids_BT: Tensor, attention_mask_BT: Tensor | None = None) -> Tensor:
+    def hidden(
+        self,
+        input_ids_BT: Tensor,
+        attention_mask_BT: Tensor | None = None,
+        position_ids: Tensor | None = None,
+    ) -> Tensor:
         """Hidden states after the final norm, [B, T, D], in the model's dtype, where its last layer is.
 
         Padding stands on the right, so positions count from the left as the model itself does.
+        `position_ids`, [1, T]: of sequences packed into one row, each from 0; see `distillcache.packing`.
         """
-        out = self.body(**_inputs(self.model, input_ids_BT, attention_mask_BT), use_cache=False)
+        inputs: dict[str, Any] = _inputs(self.model, input_ids_BT, attention_mask_BT)
+        if position_ids is not None:
+            inputs |= packed_inputs(self.model, position_ids.to(inputs["input_ids"].device))
+        out = self.body(**inputs, use_cache=False)
         hidden_BTD: Tensor = out[0]
         return hidden_BTD
 
@@ -79,17 +93,51 @@ class OutputHead:
         weight = getattr(projection, "weight", None)
         if isinstance(weight, Tensor) and weight.device.type != "meta":
             hidden_ND = hidden_ND.to(weight.device)
+        return self._without_body_logits(hidden_ND, {}).float()
+
+    def _without_body_logits(self, hidden_ND: Tensor, others: dict[str, nn.Module]) -> Tensor:
+        """What the model makes of hidden states, [N, V], with other modules in place of some of its own."""
         headless = _without_body(self.model)
+        headless._modules.update(others)
         # By the class: a forward of the instance (accelerate's hooks) is bound to the model with its body.
         out = type(self.model).forward(headless, inputs_embeds=hidden_ND[None], use_cache=False)
         logits_1NV: Tensor = out.logits
-        return logits_1NV[0].float()
+        return logits_1NV[0]
 
-    def model_logits(self, input_ids_BT: Tensor, attention_mask_BT: Tensor | None = None) -> Tensor:
+    def linear(self) -> LinearHead | None:
+        """The head as a matrix with what stands around it; None where it is more than that, or elsewhere.
+
+        Parameters are those of this moment, so ask anew at each step.
+        """
+        projection = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        if self.whole_logits or not is_plain(projection):
+            return None
+        if self._form is None or self._form.projection is not projection:
+            self._form = self._found_form(projection)
+        return self._form.head()
+
+    def _found_form(self, projection: nn.Linear) -> HeadForm:
+        names = [name for name, module in self.model._modules.items() if module is projection]
+
+        def with_another(hidden_ND: Tensor, another: nn.Module) -> Tensor:
+            return self._without_body_logits(hidden_ND, {names[0]: another})
+
+        if len(names) != 1:
+            return HeadForm(projection, None)
+        with torch.autocast(projection.weight.device.type, enabled=False):
+            return HeadForm.found(projection, with_another, self.logits, tolerance=_noise(self.model.dtype))
+
+    def model_logits(
+        self,
+        input_ids_BT: Tensor,
+        attention_mask_BT: Tensor | None = None,
+        position_ids: Tensor | None = None,
+    ) -> Tensor:
         """Logits of all positions, [B, T, V], in fp32, from the whole model."""
-        logits_BTV: Tensor = self.model(
-            **_inputs(self.model, input_ids_BT, attention_mask_BT), use_cache=False
-        ).logits
+        inputs: dict[str, Any] = _inputs(self.model, input_ids_BT, attention_mask_BT)
+        if position_ids is not None:
+            inputs |= packed_inputs(self.model, position_ids.to(inputs["input_ids"].device))
+        logits_BTV: Tensor = self.model(**inputs, use_cache=False).logits
         return logits_BTV.float()
 
     def rows_logits(
@@ -99,17 +147,20 @@ class OutputHead:
         sequences_N: Tensor,
         positions_N: Tensor,
         rows_per_chunk: int,
+        *,
+        position_ids: Tensor | None = None,
     ) -> Iterator[Tensor]:
         """Logits of the positions (sequences_N[n], positions_N[n]), in their order, in chunks.
 
         Each chunk [n, V] in fp32, n at most `rows_per_chunk`.
+        `position_ids` as in `hidden`.
         `sequences_N` ascends, as `torch.nonzero` of a mask gives it.
         One chunk of logits is alive at a time, beside those of one sequence where logits must be whole.
         """
         if len(sequences_N) == 0:
             return
         if not self.whole_logits:
-            hidden_BTD = self.hidden(input_ids_BT, attention_mask_BT)
+            hidden_BTD = self.hidden(input_ids_BT, attention_mask_BT, position_ids)
             here = hidden_BTD.device
             hidden_ND = hidden_BTD[sequences_N.to(here), positions_N.to(here)]
             del hidden_BTD
@@ -119,7 +170,8 @@ class OutputHead:
         for b in torch.unique_consecutive(sequences_N).tolist():
             rows = positions_N[sequences_N == b]
             mask_1T = None if attention_mask_BT is None else attention_mask_BT[b : b + 1]
-            logits_TV = self.model_logits(input_ids_BT[b : b + 1], mask_1T)[0]
+            places_1T = None if position_ids is None else position_ids[b : b + 1]
+            logits_TV = self.model_logits(input_ids_BT[b : b + 1], mask_1T, places_1T)[0]
             for positions_n in torch.split(rows.to(logits_TV.device), rows_per_chunk):
                 yield logits_TV[positions_n]
 
@@ -132,7 +184,7 @@ class OutputHead:
         """
         if self.whole_logits:
             return False
-        tolerance = NOISE.get(self.model.dtype, 3e-2) if tolerance is None else tolerance
+        tolerance = _noise(self.model.dtype) if tolerance is None else tolerance
         name = type(self.model).__name__
         theirs_BTV = self.model_logits(probe_ids_BT)
         try:
@@ -159,6 +211,10 @@ class OutputHead:
                 f"of the largest (at most {tolerance:.0e} is noise); {REMEDY}"
             )
         return not self.whole_logits
+
+
+def _noise(dtype: torch.dtype) -> float:
+    return NOISE.get(dtype, 3e-2)
 
 
 REMEDY = "whole logits are computed instead, slower and with more memory"

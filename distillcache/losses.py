@@ -1,10 +1,13 @@
 """Losses of a student at supervised positions: against the true next token, and against what a teacher said.
 
-A loss per row, in nats, from whole logits of N positions and the teacher's rows of the same positions.
+A loss per row, in nats, of N positions and the teacher's rows of the same positions, or all of its logits.
+Rows ask little of the student's logits, which `Reads` names: those of a few ids, and one or two log-sums of
+all others. So `losses_of` is the one place of their formulas, for whole logits (`row_losses`) and for others.
 Nothing is clamped, and a term is never the difference of two numbers near one.
 Knows nothing of models, caches, chunks or batches.
 
-N rows, V vocabulary, K kept ids of the longest row, M draws of the longest row, H kept ids of all rows.
+N rows, V vocabulary, U the teacher's, K kept ids of the longest row, M draws of the longest row, H kept ids
+and D draws of all rows.
 
 Notation: p the teacher, q the student, S the kept ids of a row, m and Q their mass, T the temperature.
 """
@@ -15,14 +18,31 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["LOSSES", "RowLosses", "TeacherRows", "row_losses"]
+__all__ = [
+    "FORWARD_KL",
+    "JS",
+    "LOG_0",
+    "LOSSES",
+    "RENORMALISED",
+    "REVERSE_KL",
+    "PaddedRows",
+    "Reads",
+    "RowLosses",
+    "TeacherRows",
+    "check_loss",
+    "full_losses",
+    "is_tempered",
+    "losses_of",
+    "row_losses",
+    "teacher_logprobs",
+]
 
 FORWARD_KL, REVERSE_KL, JS, RENORMALISED = "forward-kl", "reverse-kl", "js", "renormalised"
 LOSSES = (FORWARD_KL, REVERSE_KL, JS, RENORMALISED)
 
 # Stands for the logarithm of 0: its exponential is 0, and 0 times it is 0, where infinity would be no number.
 LOG_0 = -1e30
-# A tail mass of 0 is one that fp32 cannot tell from 0 beside 1; reverse KL asks for its logarithm.
+# A teacher's mass of 0 is one that fp32 cannot tell from 0 beside 1; reverse KL asks for its logarithm.
 LOG_TAIL_UNSEEN = -24 * math.log(2)
 
 
@@ -74,14 +94,70 @@ class TeacherRows:
 
 
 @dataclass(frozen=True)
+class PaddedRows:
+    """`TeacherRows` side by side, as wide as the longest; K and M are at least 1."""
+
+    rows: TeacherRows
+    head_ids_NK: Tensor  # int64; any id where padded
+    kept_NK: Tensor  # bool; False pads a short row
+    logprobs_NK: Tensor  # the teacher's, LOG_0 where padded
+    draw_ids_NM: Tensor
+    drawn_NM: Tensor
+
+    @classmethod
+    def of(cls, rows: TeacherRows, dtype: torch.dtype) -> "PaddedRows":
+        """With values in this dtype."""
+        head_ids_NK, kept_NK = _padded(rows.head_offsets, rows.head_ids)
+        logprobs_NK = _padded(rows.head_offsets, rows.head_logprobs.to(dtype))[0]
+        draw_ids_NM, drawn_NM = _padded(rows.draw_offsets, rows.draw_ids)
+        return cls(
+            rows, head_ids_NK, kept_NK, logprobs_NK.masked_fill(~kept_NK, LOG_0), draw_ids_NM, drawn_NM
+        )
+
+    @property
+    def is_linear(self) -> bool:
+        """True if losses of these rows are linear in what they read, so that gradients precede values."""
+        return self.rows.kind == "sampled"
+
+
+@dataclass(frozen=True)
+class Reads:
+    """All that the losses of N rows ask of their logits."""
+
+    target_N: Tensor  # of the true next token
+    # logsumexp: of `topk` rows over the ids that they do not keep (about LOG_0 where there are none), else of
+    # all ids.
+    log_sum_N: Tensor
+    tempered_N: Tensor | None = None  # the same of the logits over T; where `is_tempered`
+    head_NK: Tensor | None = None  # of kept ids; anything finite where padded, and so below
+    draws_NM: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class RowLosses:
     """Losses of N rows, in nats."""
 
     hard_N: Tensor  # cross-entropy with the true next token, at temperature 1
     soft_N: Tensor | None  # against the teacher, with the factor T squared; None without rows
     # KL(p || q) of `topk` rows over K + 1 buckets at temperature 1; of `sampled` rows an estimate of the
-    # whole, at their own temperature, that may be below 0 in one row. No gradient; None without rows.
+    # whole, at their own temperature, that may be below 0 in one row; of a whole teacher at temperature 1.
+    # No gradient; None without a teacher.
     kl_N: Tensor | None
+
+
+def check_loss(kind: str, loss: str) -> None:
+    """Raises ValueError for a loss that these rows (or `whole`, all logits of a teacher) do not allow."""
+    if loss not in LOSSES:
+        raise ValueError(f"loss must be one of {', '.join(LOSSES)}, found {loss!r}")
+    if kind == "sampled" and loss != FORWARD_KL:
+        raise ValueError(f"sampled rows allow the loss {FORWARD_KL} alone, found {loss!r}")
+    if kind == "whole" and loss == RENORMALISED:
+        raise ValueError(f"a whole teacher needs no loss {RENORMALISED!r}; take {FORWARD_KL!r}")
+
+
+def is_tempered(kind: str, loss: str, temperature: float) -> bool:
+    """Whether a loss of rows asks for a log-sum of logits over T, beside that at temperature 1."""
+    return temperature != 1 and (kind == "sampled" or loss == RENORMALISED)
 
 
 def row_losses(
@@ -97,26 +173,94 @@ def row_losses(
     `loss`: one of `LOSSES`; `sampled` rows allow `forward-kl` alone, at the temperature they were drawn at.
     Raises ValueError for a loss that these rows do not allow.
     """
-    if loss not in LOSSES:
-        raise ValueError(f"loss must be one of {', '.join(LOSSES)}, found {loss!r}")
-    target_logits_N = logits_NV.gather(1, targets_N[:, None])[:, 0]
+    check_loss("topk" if rows is None else rows.kind, loss)
+    target_N = logits_NV.gather(1, targets_N[:, None])[:, 0]
     if rows is None:
-        return RowLosses(logits_NV.logsumexp(1) - target_logits_N, None, None)
-    if rows.kind == "sampled":
-        if loss != FORWARD_KL:
-            raise ValueError(f"sampled rows allow the loss {FORWARD_KL} alone, found {loss!r}")
-        kl_N = _sampled_kl(logits_NV, rows, temperature)
-        hard_N = logits_NV.logsumexp(1) - target_logits_N
-        return RowLosses(hard_N, temperature**2 * kl_N, kl_N.detach())
-    split = _Split.of(logits_NV, rows)
-    hard_N = split.log_sum_N - target_logits_N
+        return losses_of(Reads(target_N, logits_NV.logsumexp(1)), None, loss=loss, temperature=temperature)
+    padded = PaddedRows.of(rows, logits_NV.dtype)
+    summed_NV = logits_NV
+    if rows.kind == "topk":
+        log_0 = torch.tensor(LOG_0, dtype=logits_NV.dtype, device=logits_NV.device)
+        row_H = padded.kept_NK.nonzero()[:, 0]
+        summed_NV = logits_NV.index_put((row_H, padded.head_ids_NK[padded.kept_NK]), log_0)
+    tempered = is_tempered(rows.kind, loss, temperature)
+    reads = Reads(
+        target_N,
+        summed_NV.logsumexp(1),
+        (summed_NV / temperature).logsumexp(1) if tempered else None,
+        logits_NV.gather(1, padded.head_ids_NK),
+        logits_NV.gather(1, padded.draw_ids_NM),
+    )
+    return losses_of(reads, padded, loss=loss, temperature=temperature)
+
+
+def losses_of(reads: Reads, padded: PaddedRows | None, *, loss: str, temperature: float) -> RowLosses:
+    """As `row_losses`, from what they ask of the logits."""
+    if padded is None:
+        return RowLosses(reads.log_sum_N - reads.target_N, None, None)
+    if padded.rows.kind == "sampled":
+        kl_N = _sampled_kl(reads, padded, temperature)
+        return RowLosses(reads.log_sum_N - reads.target_N, temperature**2 * kl_N, kl_N.detach())
+    split = _Split.of(reads, padded)
+    hard_N = split.log_sum_N - reads.target_N
     with torch.no_grad():
         kl_N = _bucket_divergence(split, FORWARD_KL, 1.0)
     if loss == RENORMALISED:
-        soft_N = _renormalised(logits_NV, split, temperature)
+        soft_N = _renormalised(reads, split, temperature)
     else:
         soft_N = _bucket_divergence(split, loss, temperature)
     return RowLosses(hard_N, soft_N, kl_N)
+
+
+def full_losses(
+    logits_NV: Tensor,
+    targets_N: Tensor,
+    teacher_logits_NU: Tensor,
+    *,
+    loss: str = FORWARD_KL,
+    temperature: float = 1.0,
+) -> RowLosses:
+    """Hard and soft loss of every row against all logits of a teacher: full distillation.
+
+    Divergences over the whole vocabulary of the student at temperature T, times T squared.
+    Raises ValueError for a loss that is not for a whole teacher.
+    """
+    check_loss("whole", loss)
+    teacher_NU = teacher_logits_NU.to(logits_NV.dtype)
+
+    def logprobs(temperature: float) -> tuple[Tensor, Tensor]:
+        vocab_size = logits_NV.shape[1]
+        log_p_NV = teacher_logprobs(teacher_NU, vocab_size, loss, temperature)
+        return log_p_NV, (logits_NV / temperature).log_softmax(1)
+
+    log_p_NV, log_q_NV = logprobs(temperature)
+    if loss == FORWARD_KL:
+        soft_N = _kl(log_p_NV, log_q_NV)
+    elif loss == REVERSE_KL:
+        soft_N = _kl(log_q_NV, log_p_NV)
+    else:
+        log_mix_NV = torch.logaddexp(log_p_NV, log_q_NV) - math.log(2)
+        soft_N = 0.5 * (_kl(log_p_NV, log_mix_NV) + _kl(log_q_NV, log_mix_NV))
+    hard_N = -logits_NV.log_softmax(1).gather(1, targets_N[:, None])[:, 0]
+    with torch.no_grad():
+        kl_N = _kl(*logprobs(1.0))
+    return RowLosses(hard_N, temperature**2 * soft_N, kl_N)
+
+
+def teacher_logprobs(
+    teacher_logits_NU: Tensor, vocab_size: int, loss: str, temperature: float, out_NV: Tensor | None = None
+) -> Tensor:
+    """The teacher's log-probabilities at temperature T over the student's vocabulary, [N, V].
+
+    Ids that the student lacks have no part in the softmax; those that the teacher lacks have none of its mass
+    (for reverse KL, which asks for its logarithm, as little as fp32 can tell from none).
+    """
+    shared = min(vocab_size, teacher_logits_NU.shape[1])
+    if out_NV is None:
+        out_NV = teacher_logits_NU.new_empty(len(teacher_logits_NU), vocab_size)
+    out_NV[:, shared:] = LOG_TAIL_UNSEEN if loss == REVERSE_KL else LOG_0
+    torch.log_softmax(teacher_logits_NU[:, :shared] / temperature, 1, out=out_NV[:, :shared])
+    return out_NV
 
 
 @dataclass(frozen=True)
@@ -135,28 +279,19 @@ class _Split:
     full_N: Tensor  # bool: the row keeps the whole vocabulary
 
     @classmethod
-    def of(cls, logits_NV: Tensor, rows: TeacherRows) -> "_Split":
-        ids_NK, kept_NK = _padded(rows.head_offsets, rows.head_ids)
-        logprobs_NK = _padded(rows.head_offsets, rows.head_logprobs.to(logits_NV.dtype))[0]
-        logprobs_NK = logprobs_NK.masked_fill(~kept_NK, LOG_0)
-        logits_NK = logits_NV.gather(1, ids_NK).masked_fill(~kept_NK, LOG_0)
+    def of(cls, reads: Reads, padded: PaddedRows) -> "_Split":
+        assert reads.head_NK is not None
+        logits_NK = reads.head_NK.masked_fill(~padded.kept_NK, LOG_0)
         # log(1 - Q) over the ids outside: from Q itself, nothing of it is left where Q is near 1.
-        counts_N = rows.head_offsets.diff()
-        row_of_H = torch.repeat_interleave(
-            torch.arange(len(rows), device=counts_N.device), counts_N, output_size=len(rows.head_ids)
-        )
-        log_0 = torch.tensor(LOG_0, dtype=logits_NV.dtype, device=logits_NV.device)
-        outside_NV = logits_NV.index_put((row_of_H, rows.head_ids.long()), log_0)
-        log_in_N, log_out_N = logits_NK.logsumexp(1), outside_NV.logsumexp(1)
-        log_sum_N = torch.logaddexp(log_in_N, log_out_N)
-        full_N = counts_N == logits_NV.shape[1]
-        tail_N = torch.where(full_N, 0.0, rows.tail_mass.to(logits_NV.dtype))
-        log_p_N2 = torch.stack([logprobs_NK.logsumexp(1), tail_N.log().clamp(min=LOG_0)], 1)
+        log_in_N, log_out_N = logits_NK.logsumexp(1), reads.log_sum_N
+        full_N = log_out_N < LOG_0 / 2
+        tail_N = torch.where(full_N, 0.0, padded.rows.tail_mass.to(logits_NK.dtype))
+        log_p_N2 = torch.stack([padded.logprobs_NK.logsumexp(1), tail_N.log().clamp(min=LOG_0)], 1)
         return cls(
-            kept_NK,
+            padded.kept_NK,
             logits_NK,
-            logprobs_NK,
-            log_sum_N,
+            padded.logprobs_NK,
+            torch.logaddexp(log_in_N, log_out_N),
             log_p_N2.log_softmax(1),
             torch.stack([log_in_N, log_out_N], 1).log_softmax(1),
             full_N,
@@ -194,34 +329,33 @@ def _bucket_divergence(split: _Split, loss: str, temperature: float) -> Tensor:
     return 0.5 * (masses_N + factor * within_N)
 
 
-def _renormalised(logits_NV: Tensor, split: _Split, temperature: float) -> Tensor:
+def _renormalised(reads: Reads, split: _Split, temperature: float) -> Tensor:
     """KL from the kept ids made to sum to 1 to the student's whole softmax, times T squared, [N].
 
     For comparison with the literature: it asks the student to put nothing outside the kept ids.
     """
     log_p_NK = (split.logprobs_NK / temperature).log_softmax(1)
-    log_sum_N = split.log_sum_N if temperature == 1 else (logits_NV / temperature).logsumexp(1)
+    log_sum_N = split.log_sum_N
+    if reads.tempered_N is not None:
+        log_sum_N = torch.logaddexp((split.logits_NK / temperature).logsumexp(1), reads.tempered_N)
     log_q_NK = split.logits_NK / temperature - log_sum_N[:, None]
     return temperature**2 * (log_p_NK.exp() * (log_p_NK - log_q_NK) * split.kept_NK).sum(1)
 
 
-def _sampled_kl(logits_NV: Tensor, rows: TeacherRows, temperature: float) -> Tensor:
+def _sampled_kl(reads: Reads, padded: PaddedRows, temperature: float) -> Tensor:
     """Cross-entropy with the sampled target, less the teacher's entropy, [N]: in expectation KL(p || q).
 
     Its gradient on z / T is q minus the target, whose expectation over draws is p.
     """
-    log_sum_N = (logits_NV / temperature).logsumexp(1)
-
-    def surprise(ids_NK: Tensor) -> Tensor:
-        return log_sum_N[:, None] - logits_NV.gather(1, ids_NK) / temperature
-
-    ids_NK, kept_NK = _padded(rows.head_offsets, rows.head_ids)
-    logprobs_NK = _padded(rows.head_offsets, rows.head_logprobs.to(logits_NV.dtype))[0]
-    head_N = (logprobs_NK.exp() * surprise(ids_NK) * kept_NK).sum(1)
-    draws_NM, drawn_NM = _padded(rows.draw_offsets, rows.draw_ids)
-    weight_N = rows.tail_mass.to(logits_NV.dtype) / rows.draw_offsets.diff().clamp(min=1)
-    tail_N = weight_N * (surprise(draws_NM) * drawn_NM).sum(1)
-    return head_N + tail_N - rows.entropy.to(logits_NV.dtype)
+    assert reads.head_NK is not None and reads.draws_NM is not None
+    rows, dtype = padded.rows, reads.target_N.dtype
+    log_sum_N1 = (reads.log_sum_N if reads.tempered_N is None else reads.tempered_N)[:, None]
+    surprise_NK = log_sum_N1 - reads.head_NK / temperature
+    head_N = (padded.logprobs_NK.exp() * surprise_NK * padded.kept_NK).sum(1)
+    surprise_NM = log_sum_N1 - reads.draws_NM / temperature
+    weight_N = rows.tail_mass.to(dtype) / rows.draw_offsets.diff().clamp(min=1)
+    tail_N = weight_N * (surprise_NM * padded.drawn_NM).sum(1)
+    return head_N + tail_N - rows.entropy.to(dtype)
 
 
 def _kl(log_p_NK: Tensor, log_q_NK: Tensor) -> Tensor:

@@ -1,14 +1,16 @@
 """What is minimised: alpha * hard + (1 - alpha) * soft, summed over the supervised positions of a batch.
 
 Logits of all positions never exist at once: hidden states of the supervised ones go through the output head
-in chunks, whose logits are formed again in the backward pass instead of being kept.
+in chunks, as `distillcache.chunked_loss` does it where the head is a matrix.
+Of another head each chunk's logits are formed again in the backward pass, and of a model that cannot be run
+apart they are whole.
 Knows nothing of optimisers, caches or where a batch comes from.
 
 B sequences, T positions, V vocabulary, N rows, D hidden size.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,17 +18,17 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from distillcache.chunked_loss import SUMS, TeacherLogits, Terms, agreement_of, chunked_sums, sums_of
 from distillcache.head import OutputHead
 from distillcache.learn.data import IGNORED
-from distillcache.losses import TeacherRows, row_losses
+from distillcache.losses import TeacherRows, full_losses, row_losses
 
 __all__ = ["SUMS", "Objective", "Scores", "batch_sums"]
 
-# Logits of one chunk in fp32. From 32 MiB on, glibc takes every buffer anew from the system, which cost half
-# as much again (V = 49,152, one core); below 16 MiB the head's matrix is read too often.
+# Logits of one chunk in fp32, where autograd forms their gradient. From 32 MiB on, glibc takes every buffer
+# anew from the system, which cost half as much again (V = 49,152, one core); below 16 MiB the head's matrix
+# is read too often.
 CHUNK_BYTES = 24 << 20
-# What is summed over rows; `agree` of those of which the teacher's most likely id is known, `asked`.
-SUMS = ("loss", "hard", "soft", "kl", "rows", "agree", "asked")
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,12 @@ class Objective:
     temperature: float  # of the soft loss
     row_kind: str  # the cache's
     row_temperature: float  # at which `sampled` rows were drawn; 1 for `topk`
+
+    @property
+    def terms(self) -> Terms:
+        """What is summed. Without a soft loss KL is reported at the temperature of the rows."""
+        has_soft = self.soft_loss is not None
+        return Terms(self.alpha, self.soft_loss, self.temperature if has_soft else self.row_temperature)
 
 
 @dataclass(frozen=True)
@@ -53,80 +61,151 @@ class Scores:
 
 
 def batch_sums(
-    head: OutputHead, objective: Objective, batch: Mapping[str, Any], *, agreement: bool
+    head: OutputHead,
+    objective: Objective,
+    batch: Mapping[str, Any],
+    *,
+    agreement: bool,
+    teacher: OutputHead | None = None,
+    num_ids: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The loss, summed over the rows of a batch, and without gradient all `SUMS`, [7].
 
     `batch` as `distillcache.learn.data.collate` makes it, on one device; without rows only a hard loss.
+    Packed sequences come with `position_ids` in place of an `attention_mask`.
     `agreement`: also count where the likeliest ids of student and teacher are the same.
+    `teacher`: a whole one to learn from, in place of rows, of which `num_ids` ids count: the tokenizer's.
+    The gradient can be taken once.
     """
+    assert teacher is None or "rows" not in batch
     labels_BT = batch["labels"]
     sequences_N, positions_N = (labels_BT[:, 1:] != IGNORED).nonzero(as_tuple=True)
-    targets_N = labels_BT[sequences_N, positions_N + 1]
-    rows = TeacherRows(objective.row_kind, **batch["rows"]) if "rows" in batch else None
-    vocab_size = head.model.config.get_text_config().vocab_size
-    chunk = max(1, CHUNK_BYTES // (4 * vocab_size))
+    inputs = _Inputs(batch, sequences_N, positions_N)
+    parts = _Parts(
+        terms=objective.terms,
+        targets_N=labels_BT[sequences_N, positions_N + 1],
+        rows=TeacherRows(objective.row_kind, **batch["rows"]) if "rows" in batch else None,
+        teacher=None if teacher is None else _teacher_logits(teacher, inputs, num_ids),
+        agreement=agreement,
+    )
+    if head.whole_logits:
+        return _whole(head, inputs, parts)
+    hidden_ND, linear = inputs.hidden(head), head.linear()
+    if linear is None:
+        return _computed_twice(head, hidden_ND, parts)
+    return chunked_sums(
+        linear,
+        hidden_ND,
+        parts.targets_N,
+        parts.terms,
+        rows=parts.rows,
+        teacher=parts.teacher,
+        agreement=agreement,
+    )
 
-    def part(logits_nV: Tensor, start: int) -> Tensor:
-        stop = start + len(logits_nV)
-        return _chunk_sums(
-            objective, logits_nV, targets_N[start:stop], rows[start:stop] if rows else None, agreement
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What a model is given, and the positions where its predictions count."""
+
+    batch: Mapping[str, Any]
+    sequences_N: Tensor
+    positions_N: Tensor
+
+    def hidden(self, head: OutputHead) -> Tensor:
+        """Hidden states there, [N, D]."""
+        batch = self.batch
+        hidden_BTD = head.hidden(batch["input_ids"], batch.get("attention_mask"), batch.get("position_ids"))
+        places_N = self.sequences_N * hidden_BTD.shape[1] + self.positions_N
+        # Not by two indices, whose gradient is summed one element at a time.
+        return hidden_BTD.flatten(0, 1).index_select(0, places_N.to(hidden_BTD.device))
+
+    def whole_logits(self, head: OutputHead) -> Iterator[Tensor]:
+        """Logits there, in chunks, of a model that must be run whole."""
+        return head.rows_logits(
+            self.batch["input_ids"],
+            self.batch.get("attention_mask"),
+            self.sequences_N,
+            self.positions_N,
+            _chunk_rows(head),
+            position_ids=self.batch.get("position_ids"),
         )
 
-    def part_of_hidden(hidden_nD: Tensor, start: int) -> Tensor:
-        return part(head.logits(hidden_nD), start)
 
-    sums = torch.zeros(len(SUMS), device=labels_BT.device)
-    ids_BT, mask_BT = batch["input_ids"], batch["attention_mask"]
-    if head.whole_logits:
-        start = 0
-        for logits_nV in head.rows_logits(ids_BT, mask_BT, sequences_N, positions_N, chunk):
-            sums = sums + part(logits_nV, start)
-            start += len(logits_nV)
-    else:
-        hidden_ND = head.hidden(ids_BT, mask_BT)[sequences_N, positions_N]
-        for start in range(0, len(targets_N), chunk):
-            sums = sums + checkpoint(
-                part_of_hidden,
-                hidden_ND[start : start + chunk],
-                start,
-                use_reentrant=False,
-                preserve_rng_state=False,
-            )
+@dataclass(frozen=True)
+class _Parts:
+    """What logits of a batch are held against, of which any rows in one piece can be asked for."""
+
+    terms: Terms
+    targets_N: Tensor
+    rows: TeacherRows | None
+    teacher: TeacherLogits | None
+    agreement: bool
+
+    def sums(self, logits_nV: Tensor, start: int) -> Tensor:
+        """`SUMS` of these logits of rows from `start` on, [7], by autograd."""
+        stop = start + len(logits_nV)
+        targets_n = self.targets_N[start:stop].to(logits_nV.device)
+        loss, temperature = self.terms.loss, self.terms.temperature
+        if self.teacher is not None:
+            teacher_nU = self.teacher(start, stop).to(logits_nV)
+            losses = full_losses(logits_nV, targets_n, teacher_nU, loss=loss, temperature=temperature)
+        else:
+            rows = None if self.rows is None else self.rows[start:stop]
+            losses = row_losses(logits_nV, targets_n, rows, loss=loss, temperature=temperature)
+        agree_n = None
+        if self.agreement and self.teacher is not None:
+            agree_n = agreement_of(logits_nV, teacher_nU.argmax(1))
+        elif self.agreement and rows is not None:
+            agree_n = agreement_of(logits_nV, rows.top1())
+        return sums_of(losses, self.terms, agree_n)
+
+
+def _whole(head: OutputHead, inputs: _Inputs, parts: _Parts) -> tuple[Tensor, Tensor]:
+    """Of a model that must be run whole, whose logits are kept for the backward pass."""
+    sums = torch.zeros(len(SUMS), device=parts.targets_N.device)
+    start = 0
+    for logits_nV in inputs.whole_logits(head):
+        sums = sums + parts.sums(logits_nV, start)
+        start += len(logits_nV)
     return sums[0], sums.detach()
 
 
-def _chunk_sums(
-    objective: Objective, logits_nV: Tensor, targets_n: Tensor, rows: TeacherRows | None, agreement: bool
-) -> Tensor:
-    """`SUMS` of one chunk, [7]; the first has a gradient."""
-    if objective.soft_loss is None:
-        temperature = objective.row_temperature
-        losses = row_losses(logits_nV, targets_n, rows, temperature=temperature)
-        total_n = losses.hard_N
-    else:
-        assert rows is not None
-        temperature = objective.temperature
-        losses = row_losses(logits_nV, targets_n, rows, loss=objective.soft_loss, temperature=temperature)
-        assert losses.soft_N is not None
-        total_n = objective.alpha * losses.hard_N + (1 - objective.alpha) * losses.soft_N
-    zero = total_n.new_zeros(())
-    agree = asked = zero
-    if agreement and rows is not None:
-        top1_n = rows.top1()
-        agree = (logits_nV.argmax(1) == top1_n).sum().to(zero)
-        asked = (top1_n >= 0).sum().to(zero)
-    return torch.stack(
-        [
-            total_n.sum(),
-            losses.hard_N.detach().sum(),
-            zero if losses.soft_N is None else losses.soft_N.detach().sum(),
-            zero if losses.kl_N is None else losses.kl_N.sum(),
-            zero + len(targets_n),
-            agree,
-            asked,
-        ]
-    )
+def _computed_twice(head: OutputHead, hidden_ND: Tensor, parts: _Parts) -> tuple[Tensor, Tensor]:
+    """Of a head that is more than a matrix: each chunk's logits are formed again in the backward pass."""
+    sums = torch.zeros(len(SUMS), device=parts.targets_N.device)
+    step = _chunk_rows(head)
+    for start in range(0, len(hidden_ND), step):
+        sums = sums + checkpoint(
+            lambda hidden_nD, start: parts.sums(head.logits(hidden_nD), start),
+            hidden_ND[start : start + step],
+            start,
+            use_reentrant=False,
+            # Such a head may drop out: the same again.
+            preserve_rng_state=head.model.training,
+        )
+    return sums[0], sums.detach()
+
+
+def _chunk_rows(head: OutputHead) -> int:
+    return max(1, CHUNK_BYTES // (4 * int(head.model.config.get_text_config().vocab_size)))
+
+
+@torch.no_grad()
+def _teacher_logits(teacher: OutputHead, inputs: _Inputs, num_ids: int | None) -> TeacherLogits:
+    """Of a whole teacher, a chunk at a time, unless its logits must be whole."""
+    if teacher.whole_logits:
+        found = list(inputs.whole_logits(teacher))
+        whole_NU = torch.cat(found) if found else torch.zeros(0, 1)
+        return lambda start, stop: whole_NU[start:stop, :num_ids]
+    hidden_ND, linear = inputs.hidden(teacher), teacher.linear()
+    make = teacher.logits if linear is None else linear.logits
+
+    @torch.no_grad()
+    def logits(start: int, stop: int) -> Tensor:
+        return make(hidden_ND[start:stop])[:, :num_ids]
+
+    return logits
 
 
 def scores(sums: Mapping[str, float]) -> Scores:

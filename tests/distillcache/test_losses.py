@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from distillcache.learn.config import LOSSES as NAMES
-from distillcache.losses import LOSSES, TeacherRows, row_losses
+from distillcache.losses import LOSSES, TeacherRows, full_losses, row_losses
 
 V = 40
 
@@ -321,3 +321,54 @@ def test_sampled_rows_refuse_a_loss_that_needs_all_kept_values() -> None:
         soft(logits(2), rows, "js")
     with pytest.raises(ValueError, match="must be one of"):
         soft(logits(2), rows, "kl")
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize("loss", ["forward-kl", "reverse-kl", "js"])
+def test_full_distillation_is_the_divergence_of_whole_softmaxes(loss: str, temperature: float) -> None:
+    """Times T squared; and the KL that is reported is at temperature 1."""
+    z_NV, teacher_NV = logits(4), logits(4, seed=1)
+    p_NV, q_NV = ((each / temperature).softmax(1) for each in (teacher_NV, z_NV))
+
+    def kl(a_NV: Tensor, b_NV: Tensor) -> Tensor:
+        return (a_NV * (a_NV / b_NV).log()).sum(1)
+
+    middle_NV = (p_NV + q_NV) / 2
+    wanted_N = {
+        "forward-kl": kl(p_NV, q_NV),
+        "reverse-kl": kl(q_NV, p_NV),
+        "js": (kl(p_NV, middle_NV) + kl(q_NV, middle_NV)) / 2,
+    }[loss]
+    found = full_losses(z_NV, targets(4), teacher_NV, loss=loss, temperature=temperature)
+    assert found.soft_N is not None and found.kl_N is not None
+    torch.testing.assert_close(found.soft_N, temperature**2 * wanted_N)
+    torch.testing.assert_close(found.kl_N, kl(teacher_NV.softmax(1), z_NV.softmax(1)))
+    hard_N = torch.nn.functional.cross_entropy(z_NV, targets(4), reduction="none")
+    torch.testing.assert_close(found.hard_N, hard_N)
+
+
+def test_a_row_of_the_whole_vocabulary_says_what_the_whole_teacher_does() -> None:
+    """Two ways to the same loss."""
+    z_NV, teacher_NV = logits(4), logits(4, seed=1)
+    rows = topk_rows(teacher_NV.log_softmax(1), [V] * 4)
+    for loss in ("forward-kl", "js"):
+        found = full_losses(z_NV, targets(4), teacher_NV, loss=loss, temperature=2.0).soft_N
+        assert found is not None
+        torch.testing.assert_close(found, soft(z_NV, rows, loss, 2.0))
+
+
+def test_vocabularies_of_two_sizes_share_the_ids_that_both_have() -> None:
+    """The teacher's others have no part in its softmax; the student's others have none of its mass."""
+    z_NV, teacher_NV = logits(3), logits(3, seed=1)
+    longer_NU = torch.cat([teacher_NV, torch.full((3, 5), 9.0, dtype=torch.float64)], 1)
+    found = [full_losses(z_NV, targets(3), each).soft_N for each in (teacher_NV, longer_NU)]
+    torch.testing.assert_close(found[0], found[1])
+    for loss in ("forward-kl", "reverse-kl", "js"):
+        shorter = full_losses(z_NV, targets(3), teacher_NV[:, : V - 5], loss=loss).soft_N
+        assert shorter is not None and shorter.isfinite().all()
+        low_NV = z_NV.clone()
+        low_NV[:, V - 5 :] = -50.0  # where nothing is asked for, less is better
+        lower = full_losses(low_NV, targets(3), teacher_NV[:, : V - 5], loss=loss).soft_N
+        assert lower is not None and (lower < shorter).all()
+    with pytest.raises(ValueError, match="needs no loss"):
+        full_losses(z_NV, targets(3), teacher_NV, loss="renormalised")
