@@ -23,17 +23,22 @@ def learn(
     config: LearnConfig,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Train a student on a cache; the teacher is not needed.
+    """Train a student on a cache; the teacher is not needed, but may take part (--online).
 
     Start the same command again after a crash: it goes on from the last checkpoint. The output folder is a
-    model that `AutoModelForCausalLM.from_pretrained` loads.
+    model that `AutoModelForCausalLM.from_pretrained` loads. On several GPUs or machines:
+    `accelerate launch -m distillcache_cli learn ...`.
     """
     from distillcache.learn.events import Done, Evaluated, Started, Step, Warned
     from distillcache.learn.run import learn as run
 
+    done = False  # heard on the first rank alone, which prints for all
+
     with Progress() as bar:
 
         def show(event: "Event") -> None:
+            nonlocal done
+            done = done or isinstance(event, Done)
             if isinstance(event, Started):
                 bar.say(_started_words(event))
             elif isinstance(event, Step):
@@ -46,6 +51,8 @@ def learn(
                 bar.say(f"{event.output}: is done already; --overwrite starts anew")
 
         result = run(config, on_event=show)
+    if not done:
+        return
     if as_json:
         print_json(result.to_dict())
     else:
@@ -55,8 +62,11 @@ def learn(
 def _started_words(event: "Started") -> str:
     repeated = f", {event.num_repeated:,} left out that repeat them" if event.num_repeated else ""
     resumed = f" from step {event.first_step:,}" if event.first_step else ""
+    adapter = event.num_adapter_parameters
+    trained = "" if adapter is None else f", {adapter:,} trained beside them"
+    online = "" if event.online is None else f"; teacher in the loop: {event.online}"
     return (
-        f"student: {event.num_parameters:,} parameters, {event.dtype} on {event.device}; "
+        f"student: {event.num_parameters:,} parameters{trained}, {event.dtype} on {event.device}{online}; "
         f"{event.num_train:,} sequences to learn from, {event.num_held_out:,} held out{repeated}; "
         f"{event.num_steps:,} steps{resumed}"
     )
@@ -65,9 +75,11 @@ def _started_words(event: "Started") -> str:
 def _step_words(event: "Step") -> str:
     soft = "" if event.soft_loss is None else f", soft {event.soft_loss:.3f}"
     kl = "" if event.kl is None else f", KL {event.kl:.3f}"
+    alpha = "" if event.alpha is None else f", alpha {event.alpha:.3f}"
+    temperature = "" if event.temperature is None else f", T {event.temperature:.2f}"
     return (
         f"step {event.step:,} of {event.num_steps:,}, hard {event.hard_loss:.3f}{soft}{kl}, "
-        f"perplexity {event.perplexity:,.1f}, lr {event.learning_rate:.2g}, "
+        f"perplexity {event.perplexity:,.1f}, lr {event.learning_rate:.2g}{alpha}{temperature}, "
         f"{event.tokens_per_second:,.0f} tok/s"
     )
 
@@ -79,9 +91,11 @@ def _scores_words(scores: "Scores") -> str:
 
 def _print(result: "LearnResult") -> None:
     speed = result.tokens_per_second
+    best = [] if result.best_step is None else [("best step, kept", f"{result.best_step:,}")]
     facts = [
         ("parameters", f"{result.num_parameters:,}"),
         ("steps", f"{result.num_steps:,}"),
+        *best,
         ("sequences learned from", f"{result.num_train:,}"),
         ("sequences held out", f"{result.num_held_out:,}"),
         ("tokens a second", "-" if speed is None else f"{speed:,.0f}"),

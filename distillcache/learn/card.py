@@ -10,6 +10,7 @@ from typing import Any
 from distillcache.learn.config import LearnConfig
 from distillcache.learn.objective import Objective, Scores
 from distillcache.learn.result import LearnResult
+from distillcache.learn.schedule import Schedule
 from distillcache_shards.cache import Cache
 
 __all__ = ["model_card"]
@@ -23,17 +24,29 @@ SOFT = {
 
 
 def model_card(
-    name: str, student: str, cache: Cache, config: LearnConfig, objective: Objective, result: LearnResult
+    name: str,
+    student: str,
+    cache: Cache,
+    config: LearnConfig,
+    schedule: Schedule,
+    result: LearnResult,
+    *,
+    online: str | None,
 ) -> str:
-    """The text of a card, Markdown. `name` is the model's, `student` what it was before."""
-    teacher = teacher_name(cache.about)
+    """The text of a card, Markdown. `name` is the model's, `student` what it was before.
+
+    `online`: the teacher beside it, if it did not learn from rows.
+    """
+    teacher = online or teacher_name(cache.about)
+    source = "from its logits" if online else "from a cache of its log-probabilities"
     facts = [
         ("teacher", teacher),
         ("student", f"{student}, {result.num_parameters:,} parameters"),
         ("cache", f"plan {cache.plan_sha256[:16]}, {cache.row_kind} rows, {cache.num_rows:,} of them"),
-        ("trained on", f"{result.num_train:,} sequences, {result.num_steps:,} steps"),
+        ("trained on", f"{result.num_train:,} sequences, {_steps_words(result)}"),
         ("held out", f"{result.num_held_out:,} sequences"),
-        ("loss", _loss_words(objective)),
+        ("loss", _loss_words(schedule)),
+        *_adapter_facts(config),
         (
             "learning rate",
             f"{config.learning_rate:g}, {config.schedule}, {config.warmup_steps:,} steps of warm-up",
@@ -49,7 +62,7 @@ def model_card(
         "",
         f"# {name}",
         "",
-        f"A student of {teacher}, distilled from a cache of its log-probabilities by distillcache.",
+        f"A student of {teacher}, distilled {source} by distillcache.",
         "",
         *_table(("", ""), facts),
     ]
@@ -60,7 +73,7 @@ def model_card(
             "",
             *_table(("", "before", "after"), _score_rows(result.before, result.after)),
             "",
-            _kl_words(objective),
+            _kl_words(schedule.start),
         ]
     lines += [
         "",
@@ -85,13 +98,31 @@ def teacher_name(about: Mapping[str, Any]) -> str:
     return f"{name} at {str(revision)[:12]}" if revision else str(name)
 
 
-def _loss_words(objective: Objective) -> str:
-    if objective.soft_loss is None:
+def _steps_words(result: LearnResult) -> str:
+    if result.best_step is None:
+        return f"{result.num_steps:,} steps"
+    return f"the best of {result.num_steps:,} steps, number {result.best_step:,}"
+
+
+def _adapter_facts(config: LearnConfig) -> list[tuple[str, str]]:
+    if config.lora_rank is None:
+        return []
+    layers = ", ".join(config.lora_targets) or "all linear layers but the output head"
+    return [("LoRA, merged", f"rank {config.lora_rank}, on {layers}")]
+
+
+def _loss_words(schedule: Schedule) -> str:
+    first, last = schedule.start, schedule.at(schedule.num_steps - 1)
+    if first.soft_loss is None:
         return "cross-entropy with the text"
-    return (
-        f"{objective.alpha:g} cross-entropy + {1 - objective.alpha:g} {SOFT[objective.soft_loss]}, "
-        f"temperature {objective.temperature:g}"
-    )
+    soft = SOFT[first.soft_loss]
+    if first.alpha == last.alpha:
+        words = f"{first.alpha:g} cross-entropy + {1 - first.alpha:g} {soft}"
+    else:
+        words = f"alpha cross-entropy + (1 - alpha) {soft}, alpha from {first.alpha:g} to {last.alpha:g}"
+    if first.temperature == last.temperature:
+        return f"{words}, temperature {first.temperature:g}"
+    return f"{words}, temperature from {first.temperature:g} to {last.temperature:g}"
 
 
 def _kl_words(objective: Objective) -> str:

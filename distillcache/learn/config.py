@@ -46,13 +46,28 @@ class LearnConfig:
     temperature: float | None = setting(
         None, help="Temperature of the soft loss. By type: none, 2, 2.5; of sampled rows their own.", above=0
     )
+    alpha_end: float | None = setting(
+        None, help="Alpha of the last step, reached in a straight line.", minimum=0, maximum=1
+    )
+    temperature_end: float | None = setting(
+        None, help="Temperature of the last step, reached in a straight line.", above=0
+    )
     loss: str | None = setting(None, help="The soft loss: forward-kl unless given.", choices=LOSSES)
+    online: str | None = setting(
+        None,
+        help="A teacher to learn from in place of the rows: a model folder, hub name or .gguf file.",
+    )
 
     epochs: float | None = setting(None, help="Passes over the cache: 1 unless steps are given.", above=0)
     max_steps: int | None = setting(None, help="Steps of the optimiser, in place of --epochs.", minimum=1)
-    batch_size: int = setting(8, help="Most sequences of a batch, on each device.", minimum=1)
+    batch_size: int | None = setting(
+        None, help="Most sequences of a batch, on each device: 8 unless --batch-tokens is given.", minimum=1
+    )
     batch_tokens: int | None = setting(
         None, help="Most tokens of a batch, padding included; a longer sequence stands alone.", minimum=2
+    )
+    packing: bool = setting(
+        True, help="Batches without padding, of any lengths, where the student can keep sequences apart."
     )
     gradient_accumulation: int = setting(1, help="Batches of one step.", minimum=1)
     learning_rate: float = setting(1e-4, help="Learning rate after warm-up (AdamW).", above=0)
@@ -61,6 +76,19 @@ class LearnConfig:
     weight_decay: float = setting(0.01, help="Weight decay; norms and biases have none.", minimum=0)
     max_grad_norm: float | None = setting(1.0, help="Longest gradient; a longer one is scaled down.", above=0)
     seed: int = setting(42, help="Of a new student, the held-out choice and the order.", minimum=0)
+
+    lora_rank: int | None = setting(
+        None, help="Train LoRA adapters of this rank, not the whole student; merged in the end.", minimum=1
+    )
+    lora_alpha: float | None = setting(
+        None, help="Their scale, over the rank: twice the rank unless given.", above=0
+    )
+    lora_dropout: float | None = setting(
+        None, help="Dropout before them: none unless given.", minimum=0, below=1
+    )
+    lora_targets: tuple[str, ...] = setting(
+        (), help="Layers that get one, by the ends of their names; all linear ones but the output head."
+    )
 
     device: str = setting(
         "auto",
@@ -81,6 +109,11 @@ class LearnConfig:
     eval_every: int | None = setting(
         None, help="Steps between evaluations; else before and after alone.", minimum=1
     )
+    early_stopping: int | None = setting(
+        None,
+        help="Stop after so many evaluations without a lower held-out loss, and keep the best student.",
+        minimum=1,
+    )
     save_every: int = setting(1000, help="Steps between checkpoints.", minimum=1)
     keep_last: int | None = setting(3, help="Checkpoints to keep; `none` keeps all.", minimum=1)
     logging_every: int = setting(10, help="Steps between reports.", minimum=1)
@@ -89,7 +122,13 @@ class LearnConfig:
 
     def __post_init__(self) -> None:
         if self.type == "output":
-            given = {"--temperature": self.temperature, "--loss": self.loss}
+            given = {
+                "--temperature": self.temperature,
+                "--temperature-end": self.temperature_end,
+                "--alpha-end": self.alpha_end,
+                "--loss": self.loss,
+                "--online": self.online,
+            }
             for flag, value in given.items():
                 if value is not None:
                     raise ConfigError(
@@ -101,7 +140,7 @@ class LearnConfig:
                     f"--alpha: must be 1 with --type output, which has no soft loss, found {self.alpha}; "
                     "take --type logit"
                 )
-        elif self.alpha == 1:
+        elif self.alpha == 1 and self.alpha_end in (None, 1.0):
             raise ConfigError(
                 f"--alpha: must be below 1 with --type {self.type}, found 1; take --type output"
             )
@@ -117,6 +156,33 @@ class LearnConfig:
             raise ConfigError(
                 f"--eval-every: nothing to evaluate with --held-out 0, found {self.eval_every}; leave one out"
             )
+
+        if self.early_stopping is not None and self.eval_every is None:
+            raise ConfigError(
+                f"--early-stopping: needs evaluations on the way, found {self.early_stopping}; "
+                "pass --eval-every too"
+            )
+        if self.lora_rank is None:
+            adapter = {
+                "--lora-alpha": self.lora_alpha,
+                "--lora-dropout": self.lora_dropout,
+                "--lora-targets": ", ".join(self.lora_targets) or None,
+            }
+            for flag, value in adapter.items():
+                if value is not None:
+                    raise ConfigError(
+                        f"{flag}: has no use without --lora-rank, found {value}; pass --lora-rank too"
+                    )
+        elif self.student.endswith(".toml"):
+            raise ConfigError(
+                f"--lora-rank: a new student has no weights to keep, found {self.student}; "
+                "leave it out, or name a model to continue"
+            )
+
+    @property
+    def sequences_a_batch(self) -> int | None:
+        """Most sequences of a batch; None where tokens alone bound it."""
+        return 8 if self.batch_size is None and self.batch_tokens is None else self.batch_size
 
     @property
     def hard_weight(self) -> float:

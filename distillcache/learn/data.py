@@ -1,4 +1,4 @@
-"""Batches of a cache as padded tensors: which sequences are held out, in which order the others come.
+"""Batches of a cache as tensors, packed or padded: what is held out, in which order the others come.
 
 Everything follows from the seed, the epoch and the lengths, so a run that was stopped goes on with the very
 batches that it had not seen.
@@ -7,6 +7,8 @@ Knows nothing of students or losses.
 B sequences, T tokens of the longest, N supervised targets of all.
 """
 
+import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,10 +20,12 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from distillcache.errors import ConfigError
+from distillcache.packing import packed_positions
 from distillcache_shards.cache import Batch, Cache
 
 __all__ = [
     "IGNORED",
+    "Batching",
     "CacheDataset",
     "Split",
     "TrainBatches",
@@ -32,8 +36,25 @@ __all__ = [
 ]
 
 IGNORED = -100  # the label of a token that is no target, as torch's cross-entropy has it
-# Sequences of a batch differ in length by at most this factor, so that few tokens are padding.
+# Sequences of a padded batch differ in length by at most this factor, so that few tokens are padding.
 LENGTH_RATIO = 1.15
+# Lengths that take each other's place in packed batches of bounded tokens: as much of a batch stays free.
+PACKED_LENGTH_RATIO = 1.02
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How large a batch may be, and how it is laid out."""
+
+    batch_size: int | None  # most sequences; None: no bound
+    batch_tokens: int | None  # most tokens, padding included; a longer sequence stands alone
+    packed: bool  # in one row without padding
+
+    def room(self, length: int) -> int:
+        """Sequences of a batch whose longest has that many tokens."""
+        by_tokens = None if self.batch_tokens is None else max(1, self.batch_tokens // length)
+        bounds = [each for each in (self.batch_size, by_tokens) if each is not None]
+        return min(bounds)
 
 
 @dataclass(frozen=True)
@@ -86,7 +107,10 @@ class CacheDataset(Dataset[Batch]):
         return self.__getitems__([place])
 
     def __getitems__(self, places: Sequence[int]) -> Batch:
-        """The sequences at these places, one read for all."""
+        """The sequences at these places, one read for all; of no place, one with nothing supervised."""
+        if len(places) == 0:
+            idle = self.cache.read(self.indices[:1], rows=False)
+            return dataclasses.replace(idle, supervised=np.zeros_like(idle.supervised))
         return self.cache.read(self.indices[np.asarray(places, np.int64)], rows=self.rows)
 
     @property
@@ -95,23 +119,14 @@ class CacheDataset(Dataset[Batch]):
         return self.cache.sequence_lengths[self.indices].astype(np.int64)
 
 
-def collate(batch: Batch) -> dict[str, Any]:
-    """A batch as tensors, padded on the right.
+def collate(batch: Batch, *, packed: bool = False) -> dict[str, Any]:
+    """A batch as tensors, padded on the right, or packed into one row.
 
-    `input_ids`, `attention_mask` and `labels` are [B, T] int64; labels stand at their own tokens.
+    `input_ids` and `labels` are [B, T] int64, or packed [1, T]; labels stand at their own tokens.
+    Padded there is an `attention_mask`, packed `position_ids`, which start again with each sequence.
     `rows`, if they were read, are flat tensors by the names of `TeacherRows`, in the order of the labels.
     """
-    lengths_B = np.diff(batch.token_offsets)
-    real_BT = np.arange(lengths_B.max()) < lengths_B[:, None]
-    input_ids_BT = np.zeros(real_BT.shape, np.int64)
-    input_ids_BT[real_BT] = batch.tokens
-    labels_BT = np.full(real_BT.shape, IGNORED, np.int64)
-    labels_BT[real_BT] = np.where(batch.supervised, batch.tokens.astype(np.int64), IGNORED)
-    tensors: dict[str, Any] = {
-        "input_ids": torch.from_numpy(input_ids_BT),
-        "attention_mask": torch.from_numpy(real_BT.astype(np.int64)),
-        "labels": torch.from_numpy(labels_BT),
-    }
+    tensors = _packed(batch) if packed else _padded(batch)
     if len(batch.rows):
         assert len(batch.rows) == batch.supervised.sum()
         tensors["rows"] = {
@@ -129,31 +144,62 @@ def collate(batch: Batch) -> dict[str, Any]:
     return tensors
 
 
-class TrainBatches(Sampler[list[int]]):
-    """Batches of places in a dataset, of sequences of like length, each sequence once an epoch.
+def _packed(batch: Batch) -> dict[str, Any]:
+    tokens_T = batch.tokens.astype(np.int64)
+    # A first token has no prediction; here it would be the one of the sequence before.
+    assert not batch.supervised[batch.token_offsets[:-1]].any()
+    return {
+        "input_ids": torch.from_numpy(tokens_T)[None],
+        "position_ids": packed_positions(np.diff(batch.token_offsets).tolist())[None],
+        "labels": torch.from_numpy(np.where(batch.supervised, tokens_T, IGNORED))[None],
+    }
 
-    In every epoch other ones stand together, in another order, but there are as many batches.
-    Of several ranks each takes every n-th, so that one step of all is the same sequences for any number.
+
+def _padded(batch: Batch) -> dict[str, Any]:
+    lengths_B = np.diff(batch.token_offsets)
+    real_BT = np.arange(lengths_B.max()) < lengths_B[:, None]
+    input_ids_BT = np.zeros(real_BT.shape, np.int64)
+    input_ids_BT[real_BT] = batch.tokens
+    labels_BT = np.full(real_BT.shape, IGNORED, np.int64)
+    labels_BT[real_BT] = np.where(batch.supervised, batch.tokens.astype(np.int64), IGNORED)
+    return {
+        "input_ids": torch.from_numpy(input_ids_BT),
+        "attention_mask": torch.from_numpy(real_BT.astype(np.int64)),
+        "labels": torch.from_numpy(labels_BT),
+    }
+
+
+class TrainBatches(Sampler[list[int]]):
+    """Batches of places in a dataset, each sequence once an epoch.
+
+    Padded, the sequences of a batch are of like length; packed, any stand together.
+    In every epoch other ones do, in another order, but there are as many batches.
+    Of several ranks each takes every n-th, so that one step of all is the same sequences for any number; one
+    that has nothing left for the last step gets a batch of no place.
     """
 
     def __init__(
         self,
         lengths: NDArray[np.int64],
         *,
-        batch_size: int,
-        batch_tokens: int | None,
+        batching: Batching,
         seed: int,
         rank: int = 0,
         num_ranks: int = 1,
     ) -> None:
-        self.seed, self.rank, self.num_ranks = seed, rank, num_ranks
+        self.batching, self.seed, self.rank, self.num_ranks = batching, seed, rank, num_ranks
         self.epoch = 0
-        longest = int(lengths.max())
-        classes = np.floor(np.log(longest / np.maximum(lengths, 1)) / math.log(LENGTH_RATIO)).astype(np.int64)
-        # Longest first; a class has one size of batch, which its longest sequence allows.
-        self._members = [np.flatnonzero(classes == each) for each in np.unique(classes)]
-        longest_of = [int(lengths[members].max()) for members in self._members]
-        self._sizes = [_room(each, batch_size, batch_tokens) for each in longest_of]
+        ratio = PACKED_LENGTH_RATIO if batching.packed else LENGTH_RATIO
+        classes = np.zeros(len(lengths), np.int64)
+        if batching.batch_tokens is not None or not batching.packed:
+            longest = int(lengths.max())
+            classes = np.floor(np.log(longest / np.maximum(lengths, 1)) / math.log(ratio)).astype(np.int64)
+        # Longest first; a class counts as its longest sequence.
+        numbers, classes = np.unique(classes, return_inverse=True)
+        self._members = [np.flatnonzero(classes == number) for number in range(len(numbers))]
+        self._longest = [int(lengths[members].max()) for members in self._members]
+        # Packed, the same classes make up a batch in every epoch.
+        self._patterns = self._packed_patterns(classes) if batching.packed else []
         self._num_batches = len(self._epoch(0))
 
     def set_epoch(self, epoch: int) -> None:
@@ -164,50 +210,75 @@ class TrainBatches(Sampler[list[int]]):
         return math.ceil(self._num_batches / self.num_ranks)
 
     def __iter__(self) -> Iterator[list[int]]:
-        batches = self._epoch(self.epoch)
-        # The last step of all ranks is filled up with batches from the start.
-        batches += batches[: len(self) * self.num_ranks - len(batches)]
-        yield from batches[self.rank :: self.num_ranks]
+        yield from _of_rank(self._epoch(self.epoch), self.rank, self.num_ranks)
 
     def _epoch(self, epoch: int) -> list[list[int]]:
         random = np.random.default_rng((self.seed, epoch))
+        shuffled = [random.permutation(members).tolist() for members in self._members]
+        if self.batching.packed:
+            batches = [[shuffled[number].pop() for number in pattern] for pattern in self._patterns]
+        else:
+            batches = self._padded_batches(shuffled)
+        return [batches[number] for number in random.permutation(len(batches))]
+
+    def _packed_patterns(self, classes: NDArray[np.int64]) -> list[list[int]]:
+        """Batches as numbers of classes, one for each sequence, in an order of chance."""
+        batch_tokens = self.batching.batch_tokens
+        patterns: list[list[int]] = []
+        room = tokens_left = 0
+        for number in np.random.default_rng(self.seed).permutation(classes).tolist():
+            if room == 0 or (batch_tokens is not None and self._longest[number] > tokens_left):
+                patterns.append([])
+                room = len(classes) if self.batching.batch_size is None else self.batching.batch_size
+                tokens_left = batch_tokens or 0
+            patterns[-1].append(number)
+            room -= 1
+            tokens_left -= self._longest[number]
+        return patterns
+
+    def _padded_batches(self, shuffled: list[list[int]]) -> list[list[int]]:
         batches: list[list[int]] = []
         left: list[tuple[int, int]] = []  # a place, and how large a batch that begins with it may be
-        for members, size in zip(self._members, self._sizes, strict=True):
-            shuffled = random.permutation(members).tolist()
-            whole = len(shuffled) - len(shuffled) % size
-            batches += [shuffled[start : start + size] for start in range(0, whole, size)]
-            left += [(place, size) for place in shuffled[whole:]]
+        for places, longest in zip(shuffled, self._longest, strict=True):
+            size = self.batching.room(longest)
+            whole = len(places) - len(places) % size
+            batches += [places[start : start + size] for start in range(0, whole, size)]
+            left += [(place, size) for place in places[whole:]]
         while left:
             size = left[0][1]
             batches.append([place for place, _ in left[:size]])
             left = left[size:]
-        return [batches[number] for number in random.permutation(len(batches))]
+        return batches
 
 
 def batches_in_order(
     lengths: NDArray[np.int64],
     *,
-    batch_size: int,
+    batch_size: int | None,
     batch_tokens: int | None,
     rank: int = 0,
     num_ranks: int = 1,
 ) -> list[list[int]]:
-    """Batches of places for an evaluation, longest first, each sequence once over all ranks."""
+    """Batches of places for an evaluation, longest first, each sequence once over all ranks.
+
+    Every rank has as many, for which the last may be of no place: models in parts must be run together.
+    """
+    batching = Batching(batch_size, batch_tokens, packed=False)
     batches: list[list[int]] = []
     room = 0
     for place in np.argsort(-lengths, kind="stable").tolist():
         if room == 0:
             batches.append([])
-            room = _room(int(lengths[place]), batch_size, batch_tokens)
+            room = batching.room(int(lengths[place]))
         batches[-1].append(place)
         room -= 1
-    return batches[rank::num_ranks]
+    return _of_rank(batches, rank, num_ranks)
 
 
-def _room(length: int, batch_size: int, batch_tokens: int | None) -> int:
-    """Sequences of a batch whose longest has that many tokens."""
-    return batch_size if batch_tokens is None else max(1, min(batch_size, batch_tokens // length))
+def _of_rank(batches: list[list[int]], rank: int, num_ranks: int) -> list[list[int]]:
+    """Every n-th, as many for every rank."""
+    missing = -len(batches) % num_ranks
+    return (batches + [[] for _ in range(missing)])[rank::num_ranks]
 
 
 class _Loader(DataLoader[Batch]):
@@ -219,7 +290,12 @@ class _Loader(DataLoader[Batch]):
 
 
 def loader(
-    dataset: CacheDataset, batches: TrainBatches | list[list[int]], *, workers: int, pin_memory: bool
+    dataset: CacheDataset,
+    batches: TrainBatches | list[list[int]],
+    *,
+    packed: bool,
+    workers: int,
+    pin_memory: bool,
 ) -> DataLoader[Batch]:
     """Batches of a dataset as tensors, read by `workers` processes ahead of time, or when asked for.
 
@@ -229,7 +305,8 @@ def loader(
     return _Loader(
         dataset,
         batch_sampler=batches,
-        collate_fn=collate,  # type: ignore[arg-type]  # of a `Batch`, since the dataset reads many at once
+        # Of a `Batch`, since the dataset reads many at once.
+        collate_fn=functools.partial(collate, packed=packed),
         num_workers=workers,
         pin_memory=pin_memory,
     )

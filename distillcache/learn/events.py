@@ -17,6 +17,7 @@ class Started:
     """Everything is loaded and checked; the first evaluation comes next."""
 
     num_parameters: int
+    num_adapter_parameters: int | None  # the ones that are trained, of LoRA; None where all are
     num_train: int  # sequences
     num_held_out: int  # sequences
     num_repeated: int  # sequences left out of training, because their text is held out
@@ -24,6 +25,8 @@ class Started:
     first_step: int  # 0, or where an earlier run was stopped
     device: str
     dtype: str
+    packed: bool  # batches are one row without padding
+    online: str | None  # the teacher beside the student; None: rows of the cache
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class Step:
     learning_rate: float
     grad_norm: float
     tokens_per_second: float
+    alpha: float | None  # of this step; None where all steps have the same
+    temperature: float | None  # likewise
 
 
 @dataclass(frozen=True)

@@ -126,6 +126,8 @@ class RunFolder:
         self.files = sorted(names, key=lambda name: (name == "config.json", name))
         self.write()
         for name in self.files:
+            if (self.folder / name).is_dir():  # which no folder replaces
+                shutil.rmtree(self.folder / name)
             (fresh / name).replace(self.folder / name)
         fresh.rmdir()
         sync_folder(self.folder)
@@ -138,9 +140,17 @@ class RunFolder:
             shutil.rmtree(self.folder / name, ignore_errors=True)
         for name in self.files:
             if Path(name).name == name:
-                (self.folder / name).unlink(missing_ok=True)
+                _remove(self.folder / name)
         (self.folder / RUN_FILE).unlink()
         self.files, self.replaced = [], False
+
+
+def _remove(path: Path) -> None:
+    """A file or a folder that may be there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _shown(value: Any) -> str:

@@ -19,13 +19,13 @@ class LearnResult:
 
     output: Path
     num_parameters: int
-    num_steps: int
+    num_steps: int  # that were taken
+    best_step: int | None  # of early stopping: the student is that of this step; None: of the last
     num_train: int  # sequences
     num_held_out: int  # sequences
     num_repeated: int  # sequences left out of training, because their text is held out
-    tokens_per_second: (
-        float | None
-    )  # of training and reading, padding left out; None if all steps were done before
+    # Of training and reading, padding left out; None if all steps were done before.
+    tokens_per_second: float | None
     before: Scores | None  # None if nothing is held out
     after: Scores | None
 

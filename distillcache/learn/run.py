@@ -1,57 +1,66 @@
-"""`learn`: a cache and a student in, a trained student in a folder out; no teacher anywhere.
+"""`learn`: a cache and a student in, a trained student in a folder out; a teacher only if it is asked for.
 
 Started again on the same folder, it goes on from the last checkpoint, or finds that all is done.
+Of several ranks the first alone writes and reports.
 Knows nothing of command lines, and never prints.
 """
 
 import importlib.util
-import json
+import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import TrainerState, TrainingArguments
 
 from distillcache.config import check
 from distillcache.device import dtype_name, pick_device, pick_dtype
 from distillcache.errors import ConfigError
 from distillcache.head import OutputHead
+from distillcache.learn.arguments import is_first_rank, is_sharded, training_arguments
 from distillcache.learn.card import model_card
 from distillcache.learn.config import TYPES, LearnConfig
-from distillcache.learn.data import CacheDataset, Split, split
+from distillcache.learn.data import Batching, CacheDataset, Split, split
 from distillcache.learn.events import Done, Event, OnEvent, Started, Warned
 from distillcache.learn.folder import RunFolder
+from distillcache.learn.lora import add_lora
 from distillcache.learn.objective import Objective
+from distillcache.learn.online import OnlineTeacher, load_online_teacher, teacher_identity
 from distillcache.learn.result import LearnResult
+from distillcache.learn.schedule import Schedule
+from distillcache.learn.stopping import EarlyStopping, best_checkpoint, has_stopped
 from distillcache.learn.student import Student, load_student, student_identity
 from distillcache.learn.trainer import LearnTrainer, train_batches
+from distillcache.packing import can_pack, pack_attention, unpack_attention
 from distillcache.quiet import quiet_transformers
 from distillcache_shards.cache import Cache
 from distillcache_shards.errors import MissingShardError
 
 __all__ = ["LearnResult", "learn"]
 
-# Settings that two runs may differ in and yet be the same run.
+# Settings that two runs may differ in and yet be the same run. Of models weights count, not names.
 NO_IDENTITY = (
-    "cache", "output", "student", "device", "workers",
+    "cache", "output", "student", "online", "device", "workers",
     "eval_every", "save_every", "keep_last", "logging_every", "report_to", "overwrite",
 )  # fmt: skip
-SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 PROBE_TOKENS = 64
-NEVER = 1 << 62  # steps
+PROBE_SEQUENCES = 4
 TRAINER_STATE = "trainer_state.json"
+ADAPTER = "adapter"  # of LoRA, beside the student that it is merged into
 
 
 def learn(config: LearnConfig, *, on_event: OnEvent | None = None) -> LearnResult:
     """Train a student on a cache, and write it with its tokenizer and model card to `config.output`.
 
-    `on_event` hears of every step that is reported, every evaluation and every warning.
-    Raises ConfigError, StudentError and CacheError, one line each, for what the user can mend.
+    `on_event` hears of every step that is reported, every evaluation and every warning, on the first rank.
+    Raises ConfigError, StudentError, TeacherError and CacheError, one line each, for what the user can mend.
     """
     check(config)
-    tell = on_event or _silent
+    tell = on_event if on_event is not None and is_first_rank() else _silent
     cache = _open(config.cache)
     objective = objective_of(config, cache)
     device = pick_device(config.device)
@@ -59,53 +68,73 @@ def learn(config: LearnConfig, *, on_event: OnEvent | None = None) -> LearnResul
     if dtype == torch.float16 and device.type == "cpu":
         raise ConfigError("--dtype: a CPU cannot train in fp16; take fp32, or bf16 where it is native")
     _check_reporters(config)
-    identity = run_identity(config, cache, dtype)
-    folder = RunFolder.open(config.output, identity, overwrite=config.overwrite)
+    _check_sharding(config)
+    folder = RunFolder.open(config.output, run_identity(config, cache, dtype), overwrite=config.overwrite)
     if folder.result is not None:
         tell(Done(output=config.output, already=True))
         return LearnResult.from_dict(folder.result, config.output)
 
     checkpoint = folder.last_checkpoint()
-    first_step = _step_of(checkpoint)
+    state = None if checkpoint is None else TrainerState.load_from_json(str(checkpoint / TRAINER_STATE))
     student = load_student(config.student, cache, seed=config.seed)
+    adapter = None if config.lora_rank is None else add_lora(student, config)
     parts = split(cache, config.held_out, config.seed)
-    head = _head(student, cache, parts, tell)
-    train = CacheDataset(cache, parts.train, rows=objective.soft_loss is not None)
+    probe = _probe(cache, parts)
+    head = _head(student, probe[0][None], tell)
     with quiet_transformers():
-        arguments = _arguments(config, folder, dtype, tell, is_first=checkpoint is None)
-        num_steps = _num_steps(config, arguments, train)
-        # All that can be refused has been: from here on the folder is this run's.
-        if arguments.process_index == 0:
-            folder.begin()
+        arguments = training_arguments(config, folder.checkpoints, dtype, begins=checkpoint is None)
+        if arguments.n_gpu > 1:
+            # Else Trainer would take torch's DataParallel, which cannot share out rows.
             tell(
-                Started(
-                    num_parameters=student.num_parameters,
-                    num_train=len(parts.train),
-                    num_held_out=len(parts.held_out),
-                    num_repeated=parts.num_repeated,
-                    num_steps=num_steps,
-                    first_step=first_step,
-                    device=str(arguments.device),
-                    dtype=dtype_name(dtype),
-                )
+                Warned(f"training on one of {arguments.n_gpu} GPUs; for all of them run `accelerate launch`")
             )
+            arguments._n_gpu = 1
+        teacher = _teacher(config, cache, probe, arguments, dtype, tell)
+        packed = config.packing and _pack([head] if teacher is None else [head, teacher.head], probe, tell)
+        batching = Batching(config.sequences_a_batch, config.batch_tokens, packed)
+        train = CacheDataset(cache, parts.train, rows=objective.soft_loss is not None and teacher is None)
+        num_steps = _num_steps(config, arguments, train, batching)
+        # All that can be refused has been: from here on the folder is this run's.
+        if is_first_rank():
+            folder.begin()
+        tell(
+            Started(
+                num_parameters=student.num_parameters,
+                num_adapter_parameters=None if adapter is None else _num_trained(student),
+                num_train=len(parts.train),
+                num_held_out=len(parts.held_out),
+                num_repeated=parts.num_repeated,
+                num_steps=num_steps,
+                first_step=0 if state is None else state.global_step,
+                device=str(arguments.device),
+                dtype=dtype_name(dtype),
+                packed=packed,
+                online=None if teacher is None else teacher.name,
+            )
+        )
         trainer = LearnTrainer(
             student,
             head,
-            objective,
+            Schedule(objective, config.alpha_end, config.temperature_end, num_steps),
             arguments,
             train=train,
             held_out=CacheDataset(cache, parts.held_out, rows=True) if len(parts.held_out) else None,
-            batch_tokens=config.batch_tokens,
+            batching=batching,
             on_event=tell,
+            adapter=adapter,
+            teacher=teacher,
+            callbacks=() if config.early_stopping is None else (EarlyStopping(config.early_stopping),),
         )
+        if is_sharded() and not trainer.is_fsdp_enabled:
+            tell(Warned("accelerate does not shard (FSDP) on CPUs; every rank holds the whole student"))
         try:
-            _train(trainer, checkpoint, first_step, num_steps)
+            _train(trainer, config, checkpoint, state, num_steps)
             before, after = trainer.scores() or (None, None)
             result = LearnResult(
                 output=config.output,
                 num_parameters=student.num_parameters,
-                num_steps=num_steps,
+                num_steps=trainer.state.global_step,
+                best_step=trainer.state.best_global_step,
                 num_train=len(parts.train),
                 num_held_out=len(parts.held_out),
                 num_repeated=parts.num_repeated,
@@ -113,32 +142,41 @@ def learn(config: LearnConfig, *, on_event: OnEvent | None = None) -> LearnResul
                 before=before,
                 after=after,
             )
-            card = model_card(config.output.resolve().name, student.name, cache, config, objective, result)
-            _save(trainer, folder, card, result)
+            online = None if teacher is None else teacher.name
+            name = config.output.resolve().name
+            card = model_card(name, student.name, cache, config, trainer.schedule, result, online=online)
+            _save(trainer, student, folder, card, result)
         finally:
             trainer.release()
-    if trainer.is_world_process_zero():
-        tell(Done(output=config.output, already=False))
+            unpack_attention(student.model)
+    tell(Done(output=config.output, already=False))
     return result
 
 
 def objective_of(config: LearnConfig, cache: Cache) -> Objective:
-    """What these settings minimise on this cache. Raises ConfigError for what its rows do not allow."""
+    """What these settings minimise on this cache. Raises ConfigError for what its rows do not allow.
+
+    A teacher in the loop allows everything: of its rows there is no need.
+    """
     kind = cache.row_kind
     row_temperature = float(cache.plan["rows"].get("temperature", 1.0)) if kind == "sampled" else 1.0
     soft_loss = config.soft_loss
     temperature = TYPES[config.type][1] if config.temperature is None else config.temperature
-    if kind == "sampled" and soft_loss is not None:
+    if kind == "sampled" and soft_loss is not None and config.online is None:
         if soft_loss != "forward-kl":
             raise ConfigError(
                 f"--loss: sampled rows allow forward-kl alone, found {soft_loss}; "
                 "leave it out, or teach a cache of topk rows"
             )
-        if config.temperature not in (None, row_temperature):
-            raise ConfigError(
-                f"--temperature: these rows were sampled at {row_temperature:g}, found {temperature:g}; "
-                "leave it out, or teach another cache"
-            )
+        for flag, value in (
+            ("--temperature", config.temperature),
+            ("--temperature-end", config.temperature_end),
+        ):
+            if value not in (None, row_temperature):
+                raise ConfigError(
+                    f"{flag}: these rows were sampled at {row_temperature:g}, found {value:g}; "
+                    "leave it out, or teach another cache"
+                )
         temperature = row_temperature
     return Objective(
         alpha=config.hard_weight,
@@ -150,11 +188,14 @@ def objective_of(config: LearnConfig, cache: Cache) -> Objective:
 
 
 def run_identity(config: LearnConfig, cache: Cache, dtype: torch.dtype) -> dict[str, Any]:
-    """What makes a run the one it is: the cache, the student, and every setting that moves a weight."""
+    """What makes a run the one it is: the cache, the models, and every setting that moves a weight."""
     settings = {name: value for name, value in asdict(config).items() if name not in NO_IDENTITY}
+    if config.early_stopping is not None:
+        settings["eval_every"] = config.eval_every
     return {
         "cache": cache.plan_sha256,
         "student": student_identity(config.student),
+        "online": None if config.online is None else teacher_identity(config.online),
         **settings,
         "dtype": dtype_name(dtype),
     }
@@ -183,68 +224,75 @@ def _check_reporters(config: LearnConfig) -> None:
             )
 
 
-def _step_of(checkpoint: Path | None) -> int:
-    if checkpoint is None:
-        return 0
-    return int(json.loads((checkpoint / TRAINER_STATE).read_bytes())["global_step"])
+def _check_sharding(config: LearnConfig) -> None:
+    if config.lora_rank is not None and is_sharded():
+        raise ConfigError(
+            f"--lora-rank: cannot be merged into a student in parts (FSDP), found {config.lora_rank}; "
+            "launch without FSDP: what is trained of LoRA is small"
+        )
 
 
-def _head(student: Student, cache: Cache, parts: Split, tell: OnEvent) -> OutputHead:
-    tokens = cache.read(parts.train[:1], rows=False).tokens[:PROBE_TOKENS]
+def _probe(cache: Cache, parts: Split) -> list[Tensor]:
+    """The beginnings of a few sequences that the student learns from."""
+    found = cache.read(parts.train[:PROBE_SEQUENCES], rows=False)
+    return [
+        torch.from_numpy(found.tokens[start : min(end, start + PROBE_TOKENS)].astype("int64"))
+        for start, end in itertools.pairwise(found.token_offsets)
+    ]
+
+
+def _head(student: Student, probe_ids_BT: Tensor, tell: OnEvent) -> OutputHead:
     student.model.eval()  # type: ignore[no-untyped-call]
-    head = OutputHead.of(student.model, torch.from_numpy(tokens.astype("int64"))[None])
+    head = OutputHead.of(student.model, probe_ids_BT)
     if head.warning is not None:
         tell(Warned(head.warning))
     return head
 
 
-def _arguments(
-    config: LearnConfig, folder: RunFolder, dtype: torch.dtype, tell: OnEvent, *, is_first: bool
-) -> TrainingArguments:
-    arguments = TrainingArguments(
-        output_dir=str(folder.checkpoints),
-        per_device_train_batch_size=config.batch_size,
-        gradient_accumulation_steps=config.gradient_accumulation,
-        num_train_epochs=1.0 if config.epochs is None else config.epochs,
-        max_steps=-1 if config.max_steps is None else config.max_steps,
-        learning_rate=config.learning_rate,
-        warmup_steps=config.warmup_steps,
-        lr_scheduler_type=SCHEDULES[config.schedule],
-        weight_decay=config.weight_decay,
-        max_grad_norm=0.0 if config.max_grad_norm is None else config.max_grad_norm,
-        bf16=dtype == torch.bfloat16,
-        fp16=dtype == torch.float16,
-        activation_checkpointing=config.gradient_checkpointing,
-        activation_checkpointing_kwargs={"use_reentrant": False} if config.gradient_checkpointing else None,
-        # By Trainer, before the first step and after the last, so that trackers hear of it as of all else.
-        eval_strategy="steps" if config.held_out else "no",
-        eval_steps=config.eval_every or NEVER,
-        eval_on_start=bool(config.held_out) and is_first,
-        save_strategy="steps",
-        save_steps=config.save_every,
-        save_total_limit=config.keep_last,
-        logging_steps=config.logging_every,
-        logging_nan_inf_filter=False,  # a loss that is no number is to be seen
-        report_to=list(config.report_to),
-        disable_tqdm=True,
-        log_level="critical",
-        log_level_replica="critical",
-        seed=config.seed,
-        use_cpu=pick_device(config.device).type == "cpu",
-        dataloader_num_workers=config.workers,
-        remove_unused_columns=False,
-        use_cache=True,  # of the student when it generates; in training it is turned off call by call
+def _teacher(
+    config: LearnConfig,
+    cache: Cache,
+    probe: Sequence[Tensor],
+    arguments: TrainingArguments,
+    dtype: torch.dtype,
+    tell: OnEvent,
+) -> OnlineTeacher | None:
+    if config.online is None:
+        return None
+    teacher = load_online_teacher(
+        config.online, cache, dtype=dtype, device=arguments.device, probe_ids_BT=probe[0][None]
     )
-    if arguments.n_gpu > 1:
-        # Else Trainer would take torch's DataParallel, which cannot share out rows.
-        tell(Warned(f"training on one of {arguments.n_gpu} GPUs; for all of them run `accelerate launch`"))
-        arguments._n_gpu = 1
-    return arguments
+    for warning in (teacher.warning, teacher.head.warning):
+        if warning is not None:
+            tell(Warned(warning))
+    return teacher
 
 
-def _num_steps(config: LearnConfig, arguments: TrainingArguments, train: CacheDataset) -> int:
+def _pack(heads: Sequence[OutputHead], probe: Sequence[Tensor], tell: OnEvent) -> bool:
+    """Have the models attend to packed sequences one by one, if all of them can; else none does."""
+    for head in heads:
+        if head.whole_logits or not pack_attention(head.model) or not can_pack(head, probe):
+            for each in heads:
+                unpack_attention(each.model)
+            tell(
+                Warned(
+                    f"{type(head.model).__name__} does not keep packed sequences apart; "
+                    "batches of like lengths are padded instead, as with --no-packing"
+                )
+            )
+            return False
+    return True
+
+
+def _num_trained(student: Student) -> int:
+    return sum(each.numel() for each in student.model.parameters() if each.requires_grad)
+
+
+def _num_steps(
+    config: LearnConfig, arguments: TrainingArguments, train: CacheDataset, batching: Batching
+) -> int:
     """Steps of the optimiser in the whole run. Raises ConfigError if warm-up would take them all."""
-    batches = len(train_batches(train, arguments, config.batch_tokens))
+    batches = len(train_batches(train, arguments, batching))
     epochs = 1.0 if config.epochs is None else config.epochs
     num_steps = config.max_steps or math.ceil(epochs * math.ceil(batches / config.gradient_accumulation))
     if config.warmup_steps >= num_steps:
@@ -255,24 +303,44 @@ def _num_steps(config: LearnConfig, arguments: TrainingArguments, train: CacheDa
     return num_steps
 
 
-def _train(trainer: LearnTrainer, checkpoint: Path | None, first_step: int, num_steps: int) -> None:
-    """Train to the last step, from a checkpoint if there is one."""
-    if checkpoint is None:
+def _train(
+    trainer: LearnTrainer,
+    config: LearnConfig,
+    checkpoint: Path | None,
+    state: TrainerState | None,
+    num_steps: int,
+) -> None:
+    """Train to the last step, from a checkpoint if there is one; then load the best student, if it counts."""
+    patience = config.early_stopping
+    if checkpoint is None or state is None:
         trainer.train()
-    elif first_step < num_steps:
+    elif state.global_step < num_steps and not (patience and has_stopped(state, patience)):
         trainer.train(resume_from_checkpoint=str(checkpoint))
     else:
         # Stopped between the last step and the end; Trainer would take one step more.
+        if trainer.is_fsdp_enabled:
+            # Takes the student apart.
+            trainer._prepare_for_training(num_steps, None, None)  # type: ignore[no-untyped-call]
         trainer._load_from_checkpoint(str(checkpoint))
-        trainer.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE))
+        trainer.state = state
+    if trainer.state.best_global_step is not None:
+        trainer._load_from_checkpoint(str(best_checkpoint(Path(str(trainer.args.output_dir)), trainer.state)))
 
 
-def _save(trainer: LearnTrainer, folder: RunFolder, card: str, result: LearnResult) -> None:
+def _save(trainer: LearnTrainer, student: Student, folder: RunFolder, card: str, result: LearnResult) -> None:
     """Write the student, its tokenizer and its card, and only then put them where they are looked for."""
     is_first = trainer.is_world_process_zero()
     fresh = folder.fresh() if is_first else folder.folder / "never"
     trainer.release()
-    trainer.save_model(str(fresh))
+    if trainer.adapter is None:
+        if trainer.is_fsdp_enabled:
+            # Checkpoints may be in parts, a student may not.
+            trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+        trainer.save_model(str(fresh))
+    elif is_first:
+        trainer.adapter.save(fresh / ADAPTER)
+        trainer.adapter.merge().save_pretrained(str(fresh))
+        student.tokenizer.save_pretrained(str(fresh))
     if is_first:
         (fresh / "training_args.bin").unlink(missing_ok=True)  # a pickle, of this machine's settings
         (fresh / "README.md").write_text(card, encoding="utf-8")

@@ -4,20 +4,17 @@ Its tokenizer is the cache's, or it is refused.
 Knows nothing of training.
 """
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from distillcache.config import load_config
-from distillcache.errors import ConfigError, DistillcacheError, StudentError
+from distillcache.errors import ConfigError, StudentError
 from distillcache.learn.architecture import Architecture
-from distillcache.quiet import quiet_transformers
+from distillcache.learn.loading import Source
 from distillcache.tokenizer import load_tokenizer, require_same_tokenizer
 from distillcache_shards.cache import Cache
 
@@ -38,12 +35,12 @@ class Student:
 def student_identity(source: str) -> dict[str, Any]:
     """What tells one student from another before it is loaded, as plain JSON data.
 
-    Of a new one all sizes, of one to continue from its name.
+    Of a new one all sizes, of one to continue from its weights, whatever it is called.
     Raises StudentError for a file that is not there or not right.
     """
     if is_new(source):
         return {"architecture": asdict(_architecture(source))}
-    return {"model": _public_name(source)}
+    return Source.of(source, StudentError).identity()
 
 
 def load_student(source: str, cache: Cache, *, seed: int) -> Student:
@@ -54,13 +51,17 @@ def load_student(source: str, cache: Cache, *, seed: int) -> Student:
     """
     tokenizer = load_tokenizer(cache.tokenizer_folder)
     require_same_tokenizer(tokenizer, cache)
-    model = _build(_architecture(source), tokenizer, seed) if is_new(source) else _load(source, cache)
+    if is_new(source):
+        model, name = _build(_architecture(source), tokenizer, seed), Path(source).stem
+    else:
+        found = Source.of(source, StudentError)
+        model, name = found.load(cache, torch.float32), found.name
     _check_sizes(source, model, tokenizer, cache)
     model.requires_grad_(True)
     return Student(
         model=model,
         tokenizer=tokenizer,
-        name=_public_name(source),
+        name=name,
         is_new=is_new(source),
         num_parameters=sum(each.numel() for each in model.parameters()),
     )
@@ -113,35 +114,6 @@ def _build(sizes: Architecture, tokenizer: Any, seed: int) -> PreTrainedModel:
         return LlamaForCausalLM(config)
 
 
-def _load(source: str, cache: Cache) -> PreTrainedModel:
-    folder = Path(source).expanduser()
-    if not folder.is_dir() and (source.startswith(("/", ".", "~")) or source.count("/") > 1):
-        raise StudentError(f"{source}: no such folder; name a model folder, a hub name or a .toml file")
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise StudentError(f"{source}: no config.json; name the folder of a transformers model")
-    place = str(folder) if folder.is_dir() else source
-    with quiet_transformers(), _one_line(source):
-        config = AutoConfig.from_pretrained(place)
-        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-            raise StudentError(
-                f"{source}: not a causal language model; found {config.model_type}; "
-                "a student predicts the next token"
-            )
-        # The tokenizer first: it is refused in no time, a model may take minutes to load.
-        require_same_tokenizer(load_tokenizer(place), cache)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            place, dtype=torch.float32, output_loading_info=True
-        )
-    missing = sorted(loaded[1]["missing_keys"])
-    if missing:
-        raise StudentError(
-            f"{source}: weights are missing and would be random; found none for {missing[0]} "
-            f"and {len(missing) - 1} others; name a complete model"
-        )
-    model: PreTrainedModel = loaded[0]
-    return model
-
-
 def _check_sizes(source: str, model: PreTrainedModel, tokenizer: Any, cache: Cache) -> None:
     embedding: Any = model.get_input_embeddings()
     num_ids, needed = embedding.weight.shape[0], vocabulary(tokenizer)
@@ -157,27 +129,3 @@ def _check_sizes(source: str, model: PreTrainedModel, tokenizer: Any, cache: Cac
             f"{source}: too few positions for the cache's longest sequence; found {positions}, "
             f"needs {longest}; take a student with more, or teach with --max-length {positions}"
         )
-
-
-def _public_name(source: str) -> str:
-    """A name that says nothing of the machine."""
-    where = Path(source).expanduser()
-    if is_new(source):
-        return where.stem
-    return where.resolve().name if where.is_dir() else source
-
-
-@contextlib.contextmanager
-def _one_line(source: str) -> Iterator[None]:
-    """Loading errors of the libraries beneath, which can be pages long, as one line of ours."""
-    try:
-        yield
-    except (DistillcacheError, torch.OutOfMemoryError, MemoryError):
-        raise
-    except Exception as error:  # each library fails in its own way
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        first = lines[0] if lines else type(error).__name__
-        raise StudentError(
-            f"{source}: cannot be loaded; found {first.rstrip('.')[:240]}; "
-            "name a model folder, a hub name or a .toml file"
-        ) from error

@@ -10,8 +10,9 @@ import contextlib
 import functools
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,12 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from distillcache.errors import StudentError
 from distillcache.head import OutputHead
-from distillcache.learn.data import CacheDataset, TrainBatches, batches_in_order, loader
+from distillcache.learn.data import IGNORED, Batching, CacheDataset, TrainBatches, batches_in_order, loader
 from distillcache.learn.events import Evaluated, OnEvent, Step
-from distillcache.learn.objective import SUMS, Objective, Scores, batch_sums, perplexity, scores
+from distillcache.learn.lora import Adapter
+from distillcache.learn.objective import SUMS, Scores, batch_sums, perplexity, scores
+from distillcache.learn.online import OnlineTeacher
+from distillcache.learn.schedule import Schedule
 from distillcache.learn.student import Student
 
 __all__ = ["LearnTrainer", "train_batches"]
@@ -43,18 +47,23 @@ class LearnTrainer(Trainer):
         self,
         student: Student,
         head: OutputHead,
-        objective: Objective,
+        schedule: Schedule,
         arguments: TrainingArguments,
         *,
         train: CacheDataset,
         held_out: CacheDataset | None,
-        batch_tokens: int | None,
+        batching: Batching,
         on_event: OnEvent,
+        adapter: Adapter | None = None,
+        teacher: OnlineTeacher | None = None,
+        callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         self.head = head
-        self.aim = objective
-        self.batch_tokens = batch_tokens
+        self.schedule = schedule
+        self.batching = batching
         self.on_event = on_event
+        self.adapter = adapter
+        self.teacher = teacher
         self._window: Tensor | None = None  # sums and tokens since the last report
         self._window_started = time.perf_counter()
         self._trained_seconds = 0.0
@@ -69,7 +78,7 @@ class LearnTrainer(Trainer):
             train_dataset=train,
             eval_dataset=held_out,
             processing_class=student.tokenizer,
-            callbacks=[_Reports(self)],
+            callbacks=[_Reports(self), *callbacks],
         )
         # The count of targets in a step is asked for under this name.
         self.model_accepts_loss_kwargs = True
@@ -81,9 +90,16 @@ class LearnTrainer(Trainer):
         return self._trained_tokens / self._trained_seconds if self._trained_seconds else None
 
     def scores(self) -> tuple[Scores, Scores] | None:
-        """Before the first step and last, also of a run that went on; None if nothing is held out."""
+        """Before the first step and of the student that is kept, also of a run that went on.
+
+        None if nothing is held out.
+        """
         found = [each for each in self.state.log_history if "eval_hard_loss" in each]
-        return (_scores_of(found[0]), _scores_of(found[-1])) if found else None
+        if not found:
+            return None
+        best = self.state.best_global_step
+        last = found[-1] if best is None else next(each for each in found[1:] if each["step"] == best)
+        return _scores_of(found[0]), _scores_of(last)
 
     def release(self) -> None:
         """Give the student its own forward back."""
@@ -93,23 +109,42 @@ class LearnTrainer(Trainer):
     def _forward(self, *args: Any, **inputs: Any) -> Any:
         if "labels" not in inputs:
             return self._model_forward(*args, **inputs)
-        model = self.head.model
-        loss, sums = batch_sums(self.head, self.aim, inputs, agreement=not model.training)
-        return {"loss": loss, "sums": sums}
+        if not (inputs["labels"][:, 1:] != IGNORED).any():
+            return self._idle(inputs)
+        training = self.head.model.training
+        objective = self.schedule.at(self.state.global_step) if training else self.schedule.on_rows
+        # Held-out scores are against the rows of the cache in any case.
+        teacher = self.teacher if training else None
+        loss, sums = batch_sums(
+            self.head,
+            objective,
+            inputs,
+            agreement=not training,
+            teacher=None if teacher is None else teacher.head,
+            num_ids=None if teacher is None else teacher.num_ids,
+        )
+        # A copy: FSDP hooks itself to the output, which must be no view.
+        return {"loss": loss.clone(), "sums": sums}
+
+    def _idle(self, inputs: Mapping[str, Any]) -> Any:
+        """Nothing to learn, by way of all weights: other ranks wait for their gradients."""
+        first = torch.zeros(1, dtype=torch.long, device=inputs["labels"].device)
+        ids_BT, mask_BT = inputs["input_ids"][:1], inputs.get("attention_mask")
+        mask_BT = None if mask_BT is None else mask_BT[:1]
+        (logits_1V,) = self.head.rows_logits(ids_BT, mask_BT, first, first, 1)
+        return {"loss": 0.0 * logits_1V.sum(), "sums": logits_1V.new_zeros(len(SUMS))}
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         assert isinstance(self.train_dataset, CacheDataset)
-        return self._loader(
-            self.train_dataset, train_batches(self.train_dataset, self.args, self.batch_tokens)
-        )
+        return self._loader(self.train_dataset, train_batches(self.train_dataset, self.args, self.batching))
 
     def get_eval_dataloader(self, eval_dataset: str | Dataset[Any] | None = None) -> DataLoader[Any]:
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         assert isinstance(dataset, CacheDataset)
         batches = batches_in_order(
             dataset.lengths,
-            batch_size=self.args.per_device_train_batch_size,
-            batch_tokens=self.batch_tokens,
+            batch_size=self.batching.batch_size,
+            batch_tokens=self.batching.batch_tokens,
             rank=self.args.process_index,
             num_ranks=self.args.world_size,
         )
@@ -119,6 +154,7 @@ class LearnTrainer(Trainer):
         return loader(
             dataset,
             batches,
+            packed=self.batching.packed,
             workers=self.args.dataloader_num_workers,
             pin_memory=self.args.device.type == "cuda",
         )
@@ -132,8 +168,9 @@ class LearnTrainer(Trainer):
     ) -> Any:
         assert num_items_in_batch is not None and not return_outputs
         outputs = model(**inputs)
-        tokens = inputs["attention_mask"].sum()[None].to(outputs["sums"])
-        window = torch.cat([outputs["sums"], tokens])
+        mask_BT = inputs.get("attention_mask")
+        tokens = inputs["input_ids"].numel() if mask_BT is None else int(mask_BT.sum())
+        window = torch.cat([outputs["sums"], outputs["sums"].new_full((1,), tokens)])
         self._window = window if self._window is None else self._window + window
         # Ranks average their gradients, and the count is that of all of them.
         return outputs["loss"] / num_items_in_batch * self.accelerator.num_processes
@@ -172,6 +209,22 @@ class LearnTrainer(Trainer):
         with self._paused():
             super()._save_checkpoint(*args, **kwargs)
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Of a student with an adapter, a checkpoint holds the adapter alone."""
+        if self.adapter is None:
+            super()._save(output_dir, state_dict)
+        elif self.args.should_save:
+            assert output_dir is not None
+            self.adapter.save(Path(output_dir))
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: torch.nn.Module | None = None
+    ) -> None:
+        if self.adapter is None:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            self.adapter.load(Path(resume_from_checkpoint))
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds what was summed since the last report of training steps."""
         if "learning_rate" in logs:
@@ -190,8 +243,12 @@ class LearnTrainer(Trainer):
         self._trained_tokens += tokens
         means = {name: value / sums[SUMS.index("rows")] for name, value in zip(SUMS, sums, strict=True)}
         report = {"hard_loss": means["hard"], "perplexity": perplexity(means["hard"])}
-        if self.aim.soft_loss is not None:
+        if self.schedule.start.soft_loss is not None:
             report |= {"soft_loss": means["soft"], "kl": means["kl"]}
+        if self.schedule.moves:
+            # Of the step that is reported.
+            objective = self.schedule.at(self.state.global_step - 1)
+            report |= {"alpha": objective.alpha, "temperature": objective.temperature}
         return {**report, "tokens_per_second": tokens / max(seconds, 1e-9)}
 
     def _over_ranks(self, sums: Tensor) -> list[float]:
@@ -211,14 +268,11 @@ class LearnTrainer(Trainer):
             self._window_started += time.perf_counter() - start
 
 
-def train_batches(
-    dataset: CacheDataset, arguments: TrainingArguments, batch_tokens: int | None
-) -> TrainBatches:
+def train_batches(dataset: CacheDataset, arguments: TrainingArguments, batching: Batching) -> TrainBatches:
     """The batches of this rank."""
     return TrainBatches(
         dataset.lengths,
-        batch_size=arguments.per_device_train_batch_size,
-        batch_tokens=batch_tokens,
+        batching=batching,
         seed=arguments.seed,
         rank=arguments.process_index,
         num_ranks=arguments.world_size,
@@ -258,6 +312,8 @@ class _Reports(TrainerCallback):
                     learning_rate=logs["learning_rate"],
                     grad_norm=logs.get("grad_norm", math.nan),
                     tokens_per_second=logs["tokens_per_second"],
+                    alpha=logs.get("alpha"),
+                    temperature=logs.get("temperature"),
                 )
             )
 

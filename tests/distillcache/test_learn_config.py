@@ -40,6 +40,15 @@ def test_a_type_brings_its_alpha_and_its_loss(kind: str, alpha: float, soft: str
         ({"epochs": 1.0, "max_steps": 5}, "--max-steps"),
         ({"max_steps": 5, "warmup_steps": 5}, "--warmup-steps"),
         ({"held_out": 0, "eval_every": 5}, "--eval-every"),
+        ({"type": "output", "alpha_end": 0.5}, "--alpha-end"),
+        ({"type": "output", "temperature_end": 1.0}, "--temperature-end"),
+        ({"type": "output", "online": "teacher"}, "--online"),
+        ({"alpha": 1.0, "alpha_end": 1.0}, "--alpha"),
+        ({"early_stopping": 2}, "--early-stopping"),
+        ({"lora_alpha": 8.0}, "--lora-alpha"),
+        ({"lora_dropout": 0.0}, "--lora-dropout"),
+        ({"lora_targets": ["q_proj"]}, "--lora-targets"),
+        ({"lora_rank": 8, "student": "new.toml"}, "--lora-rank"),
     ],
 )
 def test_a_setting_that_would_be_ignored_is_refused(given: dict[str, Any], flag: str) -> None:
@@ -56,6 +65,17 @@ def test_what_is_next_to_an_ignored_setting_is_taken() -> None:
     config(max_steps=5, warmup_steps=4)
     config(held_out=0)
     config(eval_every=5)
+    config(alpha=1.0, alpha_end=0.0)
+    config(alpha_end=1.0, temperature_end=1.0, online="teacher")
+    config(early_stopping=2, eval_every=5)
+    config(student="model", lora_rank=8, lora_alpha=8.0, lora_dropout=0.0, lora_targets=["q_proj"])
+
+
+def test_a_batch_is_bounded_by_sequences_or_by_tokens_or_by_both() -> None:
+    """Eight sequences, where nothing is said."""
+    assert config().sequences_a_batch == 8
+    assert config(batch_tokens=512).sequences_a_batch is None
+    assert config(batch_tokens=512, batch_size=3).sequences_a_batch == 3
 
 
 @pytest.mark.parametrize(
@@ -64,6 +84,9 @@ def test_what_is_next_to_an_ignored_setting_is_taken() -> None:
         ("alpha", 0.0, -0.001),
         ("alpha", 0.99, 1.001),
         ("temperature", 0.001, 0.0),
+        ("alpha_end", 0.0, -0.001),
+        ("alpha_end", 1.0, 1.001),
+        ("temperature_end", 0.001, 0.0),
         ("epochs", 0.1, 0.0),
         ("max_steps", 1, 0),
         ("batch_size", 1, 0),
@@ -81,6 +104,11 @@ def test_what_is_next_to_an_ignored_setting_is_taken() -> None:
         ("save_every", 1, 0),
         ("keep_last", 1, 0),
         ("logging_every", 1, 0),
+        ("lora_rank", 1, 0),
+        ("lora_alpha", 0.5, 0.0),
+        ("lora_dropout", 0.0, -0.1),
+        ("lora_dropout", 0.9, 1.0),
+        ("early_stopping", 1, 0),
         ("type", "hybrid", "both"),
         ("loss", "js", "kl"),
         ("schedule", "cosine", "exponential"),
@@ -91,9 +119,12 @@ def test_what_is_next_to_an_ignored_setting_is_taken() -> None:
 )
 def test_every_bound_holds_from_both_sides(name: str, good: object, bad: object) -> None:
     """The value beside it is taken."""
-    config(**{name: good})
+    others: dict[str, object] = {"student": "model", "lora_rank": 8}
+    if name == "early_stopping":
+        others["eval_every"] = 5
+    config(**{**others, name: good})
     with pytest.raises(ConfigError) as caught:
-        config(**{name: bad})
+        config(**{**others, name: bad})
     assert str(caught.value).startswith(f"--{name.replace('_', '-')}: must be ")
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from distillcache.errors import ConfigError
 from distillcache.learn.data import (
     IGNORED,
+    Batching,
     CacheDataset,
     TrainBatches,
     batches_in_order,
@@ -71,24 +72,21 @@ def test_a_split_that_leaves_nothing_is_refused(tmp_path: Path) -> None:
 
 @given(
     st.lists(st.integers(2, 300), min_size=1, max_size=60),
-    st.integers(1, 9),
+    st.none() | st.integers(1, 9),
     st.none() | st.integers(2, 700),
     st.integers(1, 3),
+    st.booleans(),
 )
 def test_every_epoch_has_each_sequence_once_in_batches_within_bounds(
-    lengths: list[int], batch_size: int, batch_tokens: int | None, num_ranks: int
+    lengths: list[int], batch_size: int | None, batch_tokens: int | None, num_ranks: int, packed: bool
 ) -> None:
-    """For any lengths and bounds; what fills the last step up comes from the epoch's start."""
+    """For any lengths and bounds; a rank that has nothing left for the last step gets nothing."""
+    if batch_size is None and batch_tokens is None:
+        batch_size = 8
     array = np.array(lengths, np.int64)
+    batching = Batching(batch_size, batch_tokens, packed)
     ranks = [
-        TrainBatches(
-            array,
-            batch_size=batch_size,
-            batch_tokens=batch_tokens,
-            seed=0,
-            rank=rank,
-            num_ranks=num_ranks,
-        )
+        TrainBatches(array, batching=batching, seed=0, rank=rank, num_ranks=num_ranks)
         for rank in range(num_ranks)
     ]
     for epoch in (0, 1, 5):
@@ -97,14 +95,37 @@ def test_every_epoch_has_each_sequence_once_in_batches_within_bounds(
         found = [list(rank) for rank in ranks]
         assert {len(each) for each in found} == {len(ranks[0])}  # the same number in every epoch and rank
         steps = [batch for step in zip(*found, strict=True) for batch in step]
-        num_filled = len(steps) - ranks[0]._num_batches
-        assert 0 <= num_filled < num_ranks
-        whole = steps[: len(steps) - num_filled]
-        assert sorted(place for batch in whole for place in batch) == list(range(len(lengths)))
-        for batch in steps:
-            assert len(batch) <= batch_size
+        assert sorted(place for batch in steps for place in batch) == list(range(len(lengths)))
+        assert sum(batch == [] for batch in steps) < num_ranks
+        for batch in filter(None, steps):
+            assert batch_size is None or len(batch) <= batch_size
             if batch_tokens is not None and len(batch) > 1:
-                assert len(batch) * max(array[batch]) <= batch_tokens
+                taken = sum(array[batch]) if packed else len(batch) * max(array[batch])
+                assert taken <= batch_tokens
+
+
+def test_the_batches_of_a_step_are_the_same_for_any_number_of_ranks() -> None:
+    """So that they learn the same."""
+    lengths = np.random.default_rng(0).integers(10, 200, 45)
+
+    def steps(num_ranks: int) -> list[list[int]]:
+        ranks = [
+            TrainBatches(lengths, batching=Batching(None, 300, True), seed=2, rank=rank, num_ranks=num_ranks)
+            for rank in range(num_ranks)
+        ]
+        return [batch for step in zip(*ranks, strict=True) for batch in step if batch]
+
+    assert steps(1) == steps(2) == steps(3)
+
+
+def test_packed_batches_are_of_any_lengths_and_nearly_full() -> None:
+    """Which is what they are for: chance alone says who stands together, and little room is left."""
+    lengths = np.random.default_rng(0).integers(10, 500, 3000)
+    found = list(TrainBatches(lengths, batching=Batching(None, 4096, True), seed=0))
+    tokens = [int(sum(lengths[batch])) for batch in found]
+    assert np.mean(tokens) > 0.9 * 4096
+    spread = np.mean([np.std(lengths[batch]) for batch in found])
+    assert spread > 0.9 * np.std(lengths)
 
 
 def test_epochs_differ_and_repeat() -> None:
@@ -112,7 +133,7 @@ def test_epochs_differ_and_repeat() -> None:
     lengths = np.random.default_rng(0).integers(10, 200, 100)
 
     def epoch(number: int, seed: int) -> list[list[int]]:
-        batches = TrainBatches(lengths, batch_size=4, batch_tokens=None, seed=seed)
+        batches = TrainBatches(lengths, batching=Batching(4, None, packed=False), seed=seed)
         batches.set_epoch(number)
         return list(batches)
 
@@ -130,7 +151,7 @@ def test_sequences_of_a_batch_are_of_like_length() -> None:
         return 1 - float(lengths.sum() / padded)
 
     shuffled = np.random.default_rng(1).permutation(2000).reshape(-1, 8).tolist()
-    ours = list(TrainBatches(lengths, batch_size=8, batch_tokens=None, seed=0))
+    ours = list(TrainBatches(lengths, batching=Batching(8, None, packed=False), seed=0))
     assert padding(ours) < 0.1 < 0.3 < padding(shuffled)
 
 
@@ -142,7 +163,8 @@ def test_an_evaluation_reads_every_sequence_once_over_all_ranks() -> None:
     ranks = [
         batches_in_order(lengths, batch_size=2, batch_tokens=100, rank=rank, num_ranks=3) for rank in range(3)
     ]
-    assert sorted(batch for rank in ranks for batch in rank) == sorted(whole)
+    assert {len(rank) for rank in ranks} == {2}  # models in parts must be run together
+    assert sorted(batch for rank in ranks for batch in rank if batch) == sorted(whole)
 
 
 def test_labels_stand_at_their_own_tokens_and_rows_beside_them(cache: Cache) -> None:
@@ -166,6 +188,26 @@ def test_labels_stand_at_their_own_tokens_and_rows_beside_them(cache: Cache) -> 
     assert (labels_BT[:, 0] == IGNORED).all()
 
 
+def test_packed_labels_and_rows_stand_in_the_same_order(cache: Cache) -> None:
+    """One row: the padded one without its padding, positions from 0 in each sequence."""
+    read = cache.read([3, 0, 17])
+    padded, packed = collate(read), collate(read, packed=True)
+    real_BT = padded["attention_mask"].bool()
+    for name in ("input_ids", "labels"):
+        assert packed[name].tolist() == [padded[name][real_BT].tolist()]
+    lengths = real_BT.sum(1).tolist()
+    assert packed["position_ids"].tolist() == [[place for length in lengths for place in range(length)]]
+    assert packed.keys() == {"input_ids", "labels", "position_ids", "rows"}
+    for name, values in padded["rows"].items():
+        assert torch.equal(packed["rows"][name], values)
+
+
+def test_a_batch_of_no_place_has_nothing_to_predict(cache: Cache) -> None:
+    """For a rank that must keep step with others."""
+    batch = collate(CacheDataset(cache, np.arange(4, 8), rows=True).__getitems__([]), packed=True)
+    assert "rows" not in batch and (batch["labels"] == IGNORED).all() and batch["input_ids"].numel() > 0
+
+
 def test_rows_are_not_read_where_nothing_is_made_of_them(tmp_path: Path) -> None:
     """Not even decoded: a cache whose rows are damaged still gives its tokens."""
     folder = write_cache(tmp_path / "cache", small_teacher(), TEXTS[:4])
@@ -183,8 +225,8 @@ def test_rows_are_not_read_where_nothing_is_made_of_them(tmp_path: Path) -> None
 def test_a_loader_gives_the_batches_of_the_epoch_it_is_told(cache: Cache, workers: int) -> None:
     """In their order, also where other processes read them."""
     dataset = CacheDataset(cache, np.arange(4, 24), rows=True)
-    batches = TrainBatches(dataset.lengths, batch_size=4, batch_tokens=None, seed=0)
-    loaded = loader(dataset, batches, workers=workers, pin_memory=False)
+    batches = TrainBatches(dataset.lengths, batching=Batching(4, None, packed=False), seed=0)
+    loaded = loader(dataset, batches, packed=False, workers=workers, pin_memory=False)
     loaded.set_epoch(2)  # type: ignore[attr-defined]
     found = [batch["input_ids"] for batch in loaded]
     assert batches.epoch == 2 and len(found) == len(loaded)

@@ -164,10 +164,14 @@ def test_a_file_without_a_size_names_it(cache: Cache, small: Path) -> None:
     assert "intermediate_size" in refusal(small, cache)
 
 
-def test_identity_of_a_new_student_is_its_sizes_of_another_its_name(small: Path, tmp_path: Path) -> None:
-    """A file may move; a size may not."""
+def test_identity_of_a_new_student_is_its_sizes_of_another_its_weights(small: Path, tmp_path: Path) -> None:
+    """A file or folder may move; a size or a weight may not."""
     moved = Path(shutil.copy(small, tmp_path / "moved.toml"))
     assert student_identity(str(small)) == student_identity(str(moved))
     moved.write_text(SMALL.replace("48", "64"))
     assert student_identity(str(small)) != student_identity(str(moved))
-    assert student_identity("some/model") == {"model": "some/model"}
+    folder = save_teacher(tmp_path / "one", small_teacher())
+    identity = student_identity(str(folder))
+    assert student_identity(str(shutil.copytree(folder, tmp_path / "other"))) == identity
+    save_teacher(folder, small_teacher(seed=8))
+    assert student_identity(str(folder)) != identity

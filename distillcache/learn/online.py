@@ -1,0 +1,81 @@
+"""A whole teacher beside the student, which learns from its logits in place of a cache's rows.
+
+The reference that rows are measured against, for those who have the memory.
+Knows nothing of students.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distillcache.errors import TeacherError
+from distillcache.head import OutputHead
+from distillcache.learn.loading import Source
+from distillcache.tokenizer import load_tokenizer
+from distillcache_shards.cache import Cache
+
+__all__ = ["OnlineTeacher", "load_online_teacher", "teacher_identity"]
+
+
+@dataclass(frozen=True)
+class OnlineTeacher:
+    """A frozen model to be read, in evaluation mode."""
+
+    head: OutputHead
+    name: str
+    num_ids: int  # that the tokenizer has; logits past them pad the embedding
+    warning: str | None  # if it is not the teacher that the cache's rows are of
+
+
+def teacher_identity(source: str) -> dict[str, Any]:
+    """What tells one teacher from another before it is loaded. Raises TeacherError if there is none."""
+    return Source.of(source, TeacherError).identity()
+
+
+def load_online_teacher(
+    source: str, cache: Cache, *, dtype: torch.dtype, device: torch.device, probe_ids_BT: Tensor
+) -> OnlineTeacher:
+    """The teacher of a model folder, a hub name or a GGUF file, in `dtype` on `device`.
+
+    Raises TeacherError for what cannot be loaded or does not fit the cache, MismatchError for a tokenizer
+    that is not the cache's.
+    """
+    found = Source.of(source, TeacherError)
+    model = found.load(cache, dtype)
+    tokens = load_tokenizer(cache.tokenizer_folder).get_vocab().values()
+    num_ids = 1 + max(int(each) for each in tokens)
+    embedding: Any = model.get_input_embeddings()
+    if embedding.weight.shape[0] < num_ids:
+        raise TeacherError(
+            f"{source}: too few embeddings for the cache's tokenizer; found {embedding.weight.shape[0]}, "
+            f"needs {num_ids}; take another teacher"
+        )
+    longest = int(cache.sequence_lengths.max())
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and longest > positions:
+        raise TeacherError(
+            f"{source}: too few positions for the cache's longest sequence; found {positions}, "
+            f"needs {longest}; take another teacher"
+        )
+    model.requires_grad_(False)
+    model.to(device)  # type: ignore[arg-type]
+    head = OutputHead.of(model, probe_ids_BT)
+    return OnlineTeacher(head, found.name, num_ids, _other_teacher(found, cache))
+
+
+def _other_teacher(found: Source, cache: Cache) -> str | None:
+    identity, about = found.identity(), cache.about
+    taught = str(cache.plan["teacher"].get("sha256"))
+    same = (
+        identity["weights"] == taught
+        if "weights" in identity
+        else identity["revision"] is not None and identity["revision"] == about.get("revision")
+    )
+    if same:
+        return None
+    return (
+        f"{found.name} is not the teacher whose rows the cache holds ({about.get('teacher') or 'unnamed'}); "
+        "held-out scores are against those rows"
+    )
