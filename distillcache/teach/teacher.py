@@ -29,8 +29,8 @@ from distillcache.errors import DistillcacheError, TeacherError
 from distillcache.head import OutputHead
 from distillcache.quiet import quiet_loading
 from distillcache.teach.keep import chunk_rows
-from distillcache.teach.weights import weight_files, weights_fingerprint
 from distillcache.tokenizer import load_tokenizer, valid_ids
+from distillcache.weights import weight_files, weights_fingerprint
 
 __all__ = [
     "Probe",
@@ -151,7 +151,7 @@ def load_teacher(
         tokenizer=tokenizer,
         name=_public_name(where, name, gguf_file, is_local),
         revision=None if is_local else commit,
-        sha256=weights_fingerprint(folder, gguf_file),
+        sha256=weights_fingerprint(folder, gguf_file, error=TeacherError),
         dtype=torch_dtype,
         device=head.device,
         vocab_size=vocab_size,
@@ -179,7 +179,7 @@ def local_fingerprint(name: str, gguf_file: str | None = None) -> str | None:
     """
     where, gguf_file = _place(name, gguf_file)
     _check_place(name, where, gguf_file)
-    return weights_fingerprint(where, gguf_file) if where.is_dir() else None
+    return weights_fingerprint(where, gguf_file, error=TeacherError) if where.is_dir() else None
 
 
 @torch.inference_mode()
@@ -264,7 +264,7 @@ def _check_place(name: str, where: Path, gguf_file: str | None) -> None:
         if gguf:
             raise TeacherError(f"{name}: no config.json; found {', '.join(gguf)}; pass --gguf-file {gguf[0]}")
         raise TeacherError(f"{name}: no config.json; name the folder of a transformers model")
-    weight_files(where)
+    weight_files(where, error=TeacherError)
 
 
 def _num_positions(model: PreTrainedModel) -> int | None:

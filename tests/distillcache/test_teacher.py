@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 from distillcache.device import cpu_has_bf16, dtype_name, pick_device, pick_dtype
 from distillcache.errors import ConfigError, DistillcacheError, TeacherError
 from distillcache.teach.teacher import Teacher, load_teacher, probe_perplexity
-from distillcache.teach.weights import weights_fingerprint
+from distillcache.weights import weights_fingerprint
 from tests.distillcache.tiny_models import VOCAB_SIZE, save_teacher, tiny
 
 NUM_TOKENS = 259
