@@ -19,7 +19,7 @@ from distillcache.corpus.report import CorpusReport
 from distillcache.corpus.spool import Spool
 from distillcache.corpus.tokenise import Tokenised, tokenise_corpus
 from distillcache.device import dtype_name, pick_device, pick_dtype
-from distillcache.errors import TeacherError
+from distillcache.errors import ConfigError, TeacherError
 from distillcache.teach.batches import TeacherBatch, batch_members, input_lengths, make_batch
 from distillcache.teach.bounds import Bounds
 from distillcache.teach.config import TeachConfig
@@ -53,8 +53,12 @@ class LocalTeacher:
 
     def __init__(self, config: TeachConfig, dtype: str | None) -> None:
         self.config = config
+        device = pick_device("auto" if config.device == "split" else config.device)
+        if config.keep != TOPK and device.type == "mps":
+            raise ConfigError(
+                f"--keep: {config.keep} sums in 64 bits, which MPS has not; take --keep topk, or --device cpu"
+            )
         if config.dtype != "auto" or dtype is None:
-            device = pick_device("auto" if config.device == "split" else config.device)
             dtype = dtype_name(pick_dtype(config.dtype, device))
         self.dtype = dtype
         self._bounds = Bounds.of(config)

@@ -308,6 +308,16 @@ def test_settings_that_would_be_ignored_are_refused(settings: dict[str, str], wo
         load_config(TeachConfig, None, known | settings)
 
 
+def test_sampling_on_a_device_without_64_bits_is_refused(
+    teacher: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is loaded; the likeliest ids need no more than 32."""
+    monkeypatch.setattr("distillcache.teach.local.pick_device", lambda name: torch.device("mps"))
+    with pytest.raises(ConfigError, match="^--keep: sampled sums in 64 bits, which MPS has not; take"):
+        teach_into(tmp_path / "cache", teacher, corpus, **SAMPLED)
+    assert not (tmp_path / "cache").exists()
+
+
 def test_fractions_are_numbers_in_a_file_too(tmp_path: Path) -> None:
     """`tau = "1/25"`, for TOML has no fractions."""
     file = tmp_path / "teach.toml"
