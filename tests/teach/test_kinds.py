@@ -313,7 +313,7 @@ def test_sampling_on_a_device_without_64_bits_is_refused(
 ) -> None:
     """Before anything is loaded; the likeliest ids need no more than 32."""
     monkeypatch.setattr("distillcache.teach.local.pick_device", lambda name: torch.device("mps"))
-    with pytest.raises(ConfigError, match="^--keep: sampled sums in 64 bits, which MPS has not; take"):
+    with pytest.raises(ConfigError, match=r"^--keep: sampled sums in 64 bits, which MPS has not; take"):
         teach_into(tmp_path / "cache", teacher, corpus, **SAMPLED)
     assert not (tmp_path / "cache").exists()
 
