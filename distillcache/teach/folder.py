@@ -44,7 +44,7 @@ def existing_plan(folder: Path) -> Plan | None:
 def existing_tables(folder: Path, plan: Plan) -> Tables | None:
     """The codec's tables of a cache, None if its index is lost or damaged."""
     try:
-        return Index(folder, plan.num_sequences, plan.num_shards).tables
+        return Index(folder, plan.num_sequences, plan.num_shards, plan.index_header_sha256).tables
     except CacheError:
         return None
 

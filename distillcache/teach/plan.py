@@ -83,6 +83,7 @@ def plan_corpus(spool: Spool, index: IndexData) -> dict[str, Any]:
         "rows": int(spool.rows.sum()),
         "shards": len(index.shard_sha256),
         "index_sha256": index.sha256(),
+        "index_header_sha256": index.header_sha256(),
     }
 
 

@@ -1,89 +1,67 @@
 """A cache folder, open for reading: sequences with their tokens, masks and rows, one or many at a time.
 
 Opening costs the same for one shard or ten thousand, and memory in use does not grow with the cache.
-Tokens are read in place; rows are decoded a block at a time.
 Knows nothing of tokenizers, teachers or torch.
-
-L tokens of a sequence, B sequences of a batch.
 """
 
 import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from distillcache_shards.codecs import codec_of
-from distillcache_shards.container import REPAIR
-from distillcache_shards.errors import CorruptError, MissingShardError, UnsupportedError
+from distillcache_shards.batch import Batch, CachedSequence
+from distillcache_shards.codecs import Codec, codec_of
+from distillcache_shards.container import REPAIR, Container
+from distillcache_shards.errors import CacheError, CorruptError, MissingShardError, UnsupportedError
 from distillcache_shards.index import Index, content_hash
 from distillcache_shards.plan import PLAN_FILE, Plan
-from distillcache_shards.rows import Rows
-from distillcache_shards.shard import Shard, shard_file
+from distillcache_shards.reader import Reader
+from distillcache_shards.shard import Shard, shard_file, token_dtype
 
 __all__ = ["TOKENIZER_FOLDER", "Batch", "Cache", "CachedSequence"]
 
 TOKENIZER_FOLDER = "tokenizer"
 # A system lets a process have about a thousand files open, and a map holds one.
 OPEN_SHARDS = 64
-# Neighbours in a block are read one after the other; each block is some hundred rows.
-DECODED_BLOCKS = 8
-
-
-@dataclass(frozen=True, eq=False)
-class CachedSequence:
-    """One sequence of L tokens. Row j is the prediction of the j-th token that is supervised."""
-
-    index: int
-    record: int
-    tokens: NDArray[Any]  # [L], u16 or u32
-    supervised: NDArray[np.bool_]  # [L], the first is False
-    rows: Rows
-    content_hash: bytes
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """B sequences one after another; number b is `tokens[token_offsets[b]:token_offsets[b + 1]]`."""
-
-    indices: NDArray[np.int64]  # [B]
-    records: NDArray[np.int64]  # [B]
-    tokens: NDArray[Any]  # [T], u16 or u32
-    supervised: NDArray[np.bool_]  # [T]
-    token_offsets: NDArray[np.int64]  # [B + 1]
-    rows: Rows
-    row_offsets: NDArray[np.int64]  # [B + 1]
-
-    def __len__(self) -> int:
-        return len(self.indices)
 
 
 class Cache:
     """A cache folder, whole or still being taught. Made by `Cache.open`; safe to send to other processes."""
 
-    def __init__(self, folder: Path, plan: Plan) -> None:
+    def __init__(self, folder: Path, plan: Plan, threads: int | None = None) -> None:
+        assert threads is None or threads >= 1
         self.folder = folder
         self._plan = plan
-        self._index = Index(folder, plan.num_sequences, plan.num_shards)
+        self._threads = threads
+        self._index = Index(folder, plan.num_sequences, plan.num_shards, plan.index_header_sha256)
         try:
             self._codec = codec_of(plan.data["codec"], plan.row_kind, plan.vocab_size, self._index.tables)
         except UnsupportedError as error:
             raise UnsupportedError(f"{folder / PLAN_FILE}: {error}") from None
+        except CorruptError as error:
+            raise CorruptError(f"{self._index.container.file}: {error}; copy the file again") from None
         self._shards: OrderedDict[int, Shard] = OrderedDict()
-        self._blocks: OrderedDict[tuple[int, int], Rows] = OrderedDict()
+        # No method of the cache: one that is let go closes its files at once.
+        self._opened = partial(_opened, folder, plan, self._codec, self._index)
+        self._reader = Reader(self._codec, token_dtype(plan.vocab_size), threads, self._opened)
 
     @classmethod
-    def open(cls, folder: str | Path) -> "Cache":
-        """Open a cache folder. Raises CacheError, one line, if it is none or cannot be read."""
-        return cls(Path(folder), Plan.read(Path(folder)))
+    def open(cls, folder: str | Path, *, threads: int | None = None) -> "Cache":
+        """Open a cache folder. Raises CacheError, one line, if it is none or cannot be read.
+
+        `threads` decode the rows of a batch; None stands for one a core, and for one in a worker process.
+        """
+        return cls(Path(folder), Plan.read(Path(folder)), threads)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Maps do not travel; another process makes its own.
-        return Cache.open, (self.folder,)
+        return partial(Cache.open, threads=self._threads), (self.folder,)
 
     def __len__(self) -> int:
         return self._plan.num_sequences
@@ -164,19 +142,7 @@ class Cache:
         """One shard, open and checked but for its rows. Raises MissingShardError if it is not taught yet."""
         found = self._shards.pop(number, None)
         if found is None:
-            try:
-                found = Shard(self.folder, number, self._plan, self._codec)
-            except MissingShardError:
-                raise MissingShardError(
-                    f"{shard_file(self.folder, number)}: is not taught yet; "
-                    "finish it by the same `distillcache teach` on this folder"
-                ) from None
-            first, end = (int(each) for each in self._index.shard_first_sequence[number : number + 2])
-            if found.num_sequences != end - first:
-                raise CorruptError(
-                    f"{found.file}: holds {found.num_sequences} sequences, where {end - first} are planned; "
-                    f"{REPAIR}"
-                )
+            found = self._opened(number)
             if len(self._shards) >= OPEN_SHARDS:
                 self._shards.popitem(last=False)
         self._shards[number] = found
@@ -200,22 +166,25 @@ class Cache:
         try:
             shard = self.shard(number)
         except CorruptError as error:
+            # What stops a reader may be one fault of many, if the file can be read as far as its tensors.
+            with suppress(CacheError):
+                container = Container(shard_file(self.folder, number))
+                found = [f"{container.file}: {fault}; {REPAIR}" for fault in container.faults()]
+                return found or [str(error)]
             return [str(error)]
         planned = self._index.shard_sha256[number].tobytes()
         return [f"{shard.file}: {fault}; {REPAIR}" for fault in shard.faults(planned, decode=decode)]
 
     def __getitem__(self, index: int) -> CachedSequence:
         """One sequence. Raises IndexError, and CacheError if its shard is missing or damaged."""
-        shard, place = self._place(index)
-        start, end = int(shard.token_offsets[place]), int(shard.token_offsets[place + 1])
+        batch = self.read([index])
         return CachedSequence(
-            index=index,
-            record=int(shard.records[place]),
-            # Its own: in place it would keep a file of the shard open as long as it lives.
-            tokens=shard.tokens[start:end].copy(),
-            supervised=shard.mask(start, end),
-            rows=self._rows(shard, place),
-            content_hash=shard.hashes[place].tobytes(),
+            index=int(batch.indices[0]),
+            record=int(batch.records[0]),
+            tokens=batch.tokens,
+            supervised=batch.supervised,
+            rows=batch.rows,
+            content_hash=content_hash(batch.tokens),
         )
 
     def read(self, indices: Sequence[int] | NDArray[Any], *, rows: bool = True) -> Batch:
@@ -223,22 +192,15 @@ class Cache:
 
         Raises IndexError, and CacheError if a shard is missing or damaged.
         """
-        found = [self._place(int(each)) for each in indices]
-        spans = [(shard, int(shard.token_offsets[k]), int(shard.token_offsets[k + 1])) for shard, k in found]
-        kept: list[Rows] = [Rows.empty(self.row_kind)] * len(found)
-        if rows:
-            # In the order they lie on disk, so that a block is decoded once for its neighbours in the batch.
-            for n in sorted(range(len(found)), key=lambda each: int(indices[each])):
-                kept[n] = self._rows(*found[n])
-        return Batch(
-            indices=np.array([int(each) for each in indices], np.int64),
-            records=np.array([int(shard.records[k]) for shard, k in found], np.int64),
-            tokens=_joined([shard.tokens[a:b] for shard, a, b in spans], np.dtype("<u2")),
-            supervised=_joined([shard.mask(a, b) for shard, a, b in spans], np.dtype(np.bool_)),
-            token_offsets=_offsets([b - a for _, a, b in spans]),
-            rows=Rows.concatenate(kept) if kept else Rows.empty(self.row_kind),
-            row_offsets=_offsets([len(each) for each in kept]),
-        )
+        indices_B = np.array([int(each) for each in indices], np.int64)
+        wrong_B = (indices_B < 0) | (indices_B >= len(self))
+        if wrong_B.any():
+            raise IndexError(
+                f"{self.folder}: has {len(self)} sequences, found no number {indices_B[wrong_B.argmax()]}"
+            )
+        shard_B = self._index.shards_of(indices_B)
+        place_B = indices_B - self._index.shard_first_sequence[shard_B].astype(np.int64)
+        return self._reader.read(indices_B, shard_B, place_B, rows=rows)
 
     def find(self, token_ids: Sequence[int] | NDArray[Any]) -> int | None:
         """The first sequence with exactly these token ids, None if there is none.
@@ -250,41 +212,24 @@ class Cache:
             return None
         wanted = content_hash(ids)
         for index in self._index.candidates(wanted):
-            shard, place = self._place(index)
-            if shard.hashes[place].tobytes() == wanted:
+            number = self._index.shard_of(index)
+            place = index - int(self._index.shard_first_sequence[number])
+            if self.shard(number).hashes[place].tobytes() == wanted:
                 return index
         return None
 
-    def _place(self, index: int) -> tuple[Shard, int]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self.folder}: has {len(self)} sequences, found no number {index}")
-        number = self._index.shard_of(index)
-        return self.shard(number), index - int(self._index.shard_first_sequence[number])
 
-    def _rows(self, shard: Shard, place: int) -> Rows:
-        start, end = int(shard.row_offsets[place]), int(shard.row_offsets[place + 1])
-        parts = []
-        for block in shard.blocks_of(start, end):
-            first, last = shard.block_span(block)
-            parts.append(self._block(shard, block)[max(start, first) - first : min(end, last) - first])
-        return Rows.concatenate(parts) if parts else Rows.empty(self.row_kind)
-
-    def _block(self, shard: Shard, block: int) -> Rows:
-        key = shard.number, block
-        found = self._blocks.pop(key, None)
-        if found is None:
-            found = shard.block(block)
-            if len(self._blocks) >= DECODED_BLOCKS:
-                self._blocks.popitem(last=False)
-        self._blocks[key] = found
-        return found
-
-
-def _joined(parts: list[NDArray[Any]], dtype: np.dtype[Any]) -> NDArray[Any]:
-    return np.concatenate(parts) if parts else np.zeros(0, dtype)
-
-
-def _offsets(counts: Sequence[int]) -> NDArray[np.int64]:
-    offsets = np.zeros(len(counts) + 1, np.int64)
-    np.cumsum(counts, out=offsets[1:])
-    return offsets
+def _opened(folder: Path, plan: Plan, codec: Codec, index: Index, number: int) -> Shard:
+    try:
+        found = Shard(folder, number, plan, codec)
+    except MissingShardError:
+        raise MissingShardError(
+            f"{shard_file(folder, number)}: is not taught yet; "
+            "finish it by the same `distillcache teach` on this folder"
+        ) from None
+    first, end = (int(each) for each in index.shard_first_sequence[number : number + 2])
+    if found.num_sequences != end - first:
+        raise CorruptError(
+            f"{found.file}: holds {found.num_sequences} sequences, where {end - first} are planned; {REPAIR}"
+        )
+    return found

@@ -12,7 +12,7 @@ import mmap
 import re
 import stat
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,13 @@ from numpy.typing import NDArray
 from distillcache_shards.canonical import canonical, parse
 from distillcache_shards.errors import CorruptError, MissingShardError, UnsupportedError, printable
 
-__all__ = ["FORMAT_VERSION", "REPAIR", "Container", "container_parts"]
+__all__ = ["FORMAT_VERSION", "REPAIR", "Container", "container_parts", "header_sha256_of"]
 
 FORMAT_VERSION = 1
 REPAIR = "run `distillcache teach` again on this folder to rebuild it"
 KEY = "distillcache"
-MAX_HEADER_BYTES = 100_000_000  # what the safetensors library itself accepts
+# A plan has a megabyte at most, and a header repeats it. Parsed, JSON may take forty times its bytes.
+MAX_HEADER_BYTES = 4 << 20
 DTYPES: dict[str, np.dtype[Any]] = {
     "U8": np.dtype("u1"),
     "U16": np.dtype("<u2"),
@@ -73,6 +74,12 @@ def container_parts(
     header = _header(entries, full, hashlib.sha256(header).hexdigest())
     start = len(header).to_bytes(8, "little")
     return [start, header, *(_bytes(array) for array in raw.values())]
+
+
+def header_sha256_of(parts: Sequence[bytes | memoryview]) -> str:
+    """What the header of `container_parts` calls itself, in hex; it holds the checksums of the arrays."""
+    description = parse(parse(bytes(parts[1]))["__metadata__"][KEY].encode())
+    return str(description["header_sha256"])
 
 
 class Container:

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distillcache_shards.container import Container, container_parts
-from distillcache_shards.errors import CorruptError
+from distillcache_shards.container import Container, container_parts, header_sha256_of
+from distillcache_shards.errors import CorruptError, MismatchError
 
 __all__ = ["INDEX_FILE", "Index", "IndexData", "content_hash"]
 
@@ -66,15 +66,24 @@ class IndexData:
             digest.update(part)
         return digest.hexdigest()
 
+    def header_sha256(self) -> str:
+        """What its header calls itself, in hex: by it a reader knows the index of a plan at once."""
+        return header_sha256_of(self.parts())
+
 
 class Index:
     """An index that was written, in place. Raises CacheError for one that is not what the plan says."""
 
-    def __init__(self, folder: Path, num_sequences: int, num_shards: int) -> None:
+    def __init__(
+        self, folder: Path, num_sequences: int, num_shards: int, header_sha256: str | None = None
+    ) -> None:
         self.container = Container(folder / INDEX_FILE)
         file = self.container.file
         if self.container.description.get("kind") != "index":
             raise CorruptError(f"{file}: is no index of a cache; copy the file again")
+        # Its tables say what blocks mean: those of another plan would make other rows of sound bytes.
+        if header_sha256 not in (None, self.container.description["header_sha256"]):
+            raise MismatchError(f"{file}: is the index of another plan; copy the one of this cache again")
         array = self.container.array
         self.shard_first_sequence = array("shard_first_sequence", "U64", num_shards + 1)
         self.shard_sha256 = array("shard_sha256", "U8", num_shards, 32)
@@ -111,7 +120,12 @@ class Index:
 
     def shard_of(self, sequence: int) -> int:
         """The shard that holds a sequence."""
-        return int(np.searchsorted(self.shard_first_sequence, np.uint64(sequence), side="right")) - 1
+        return int(self.shards_of(np.array([sequence]))[0])
+
+    def shards_of(self, sequence_B: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The shards that hold these sequences."""
+        found = np.searchsorted(self.shard_first_sequence, sequence_B.astype(np.uint64), side="right")
+        return found.astype(np.int64) - 1
 
     def candidates(self, wanted: bytes) -> list[int]:
         """Sequences whose content hash may be `wanted`, rising; almost always none or the one."""

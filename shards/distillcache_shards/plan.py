@@ -49,6 +49,8 @@ class Plan:
         self.num_rows: int = data["corpus"]["rows"]
         self.num_shards: int = data["corpus"]["shards"]
         self.index_sha256: str = data["corpus"]["index_sha256"]
+        # The first caches lack it: theirs is only told from another by reading all of it.
+        self.index_header_sha256: str | None = data["corpus"].get("index_header_sha256")
         self.vocab_size: int = data["tokenizer"]["vocab_size"]
         self.tokenizer_sha256: str = data["tokenizer"]["sha256"]
         self.row_kind: str = data["rows"]["kind"]

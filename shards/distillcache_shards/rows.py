@@ -104,6 +104,21 @@ class Rows:
         )
 
     @classmethod
+    def room(cls, kind: str, head_offsets: I64, draw_offsets: I64) -> "Rows":
+        """Rows with these offsets, to be filled: what else they hold is left open."""
+        num_rows, kept, draws = len(head_offsets) - 1, int(head_offsets[-1]), int(draw_offsets[-1])
+        return cls(
+            kind,
+            head_offsets,
+            np.empty(kept, np.int32),
+            np.empty(kept, np.float32),
+            np.empty(num_rows, np.float32),
+            draw_offsets,
+            np.empty(draws, np.int32),
+            np.empty(num_rows, np.float32),
+        )
+
+    @classmethod
     def concatenate(cls, parts: Sequence["Rows"]) -> "Rows":
         """Rows one after another; at least one part, all of one kind."""
         if len(parts) == 1:
@@ -119,6 +134,20 @@ class Rows:
             np.concatenate([part.draw_ids for part in parts]),
             np.concatenate([part.entropy for part in parts]),
         )
+
+    def disorder(self) -> str | None:
+        """What is not as a writer leaves it, in words: `fault` does not look, since that takes a sort."""
+        row_H = np.repeat(np.arange(len(self), dtype=np.int64), np.diff(self.head_offsets))
+        keys_H = (row_H << 32) | self.head_ids
+        keys_H.sort()
+        if bool((keys_H[1:] == keys_H[:-1]).any()):
+            return "an id twice in a row"
+        if bool(((np.diff(self.head_logprobs) > 0) & (np.diff(row_H) == 0)).any()):
+            return "a head out of order"
+        row_D = np.repeat(np.arange(len(self)), np.diff(self.draw_offsets))
+        if bool(((np.diff(self.draw_ids) < 0) & (np.diff(row_D) == 0)).any()):
+            return "draws out of order"
+        return None
 
     def fault(self, vocab_size: int) -> str | None:
         """What makes these no rows over `vocab_size` ids, in words; None if they are sound."""

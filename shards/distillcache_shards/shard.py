@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from distillcache_shards.codecs import Codec, EncodedBlock
 from distillcache_shards.container import REPAIR, Container, container_parts
 from distillcache_shards.durable import write_whole
-from distillcache_shards.errors import CorruptError, MismatchError, printable
+from distillcache_shards.errors import CacheError, CorruptError, MismatchError, printable
 from distillcache_shards.index import content_hash
+from distillcache_shards.limits import MAX_BLOCK_BYTES
 from distillcache_shards.plan import Plan
 from distillcache_shards.rows import Rows
 
@@ -87,26 +88,37 @@ class Sequences:
 def block_bounds(row_offsets: NDArray[np.int64], block_rows: int) -> NDArray[np.int64]:
     """Where blocks begin and end, [b + 1], from the rows of sequences, [n + 1].
 
-    As many whole sequences a block as have at most `block_rows` rows in all; a longer one is cut evenly.
+    A block takes whole sequences, until it has half of `block_rows`, and at most `block_rows`: whoever reads
+    one sequence expands all of its block. A longer sequence is cut evenly.
     """
     bounds = [0]
     for start, end in _spans(row_offsets):
-        if end - bounds[-1] <= block_rows:
-            continue
-        if start > bounds[-1]:
-            bounds.append(start)
-        if end - start > block_rows:
+        if end - bounds[-1] > block_rows:
+            if start > bounds[-1]:
+                bounds.append(start)
             pieces = -(-(end - start) // block_rows)
-            bounds.extend(start + (end - start) * piece // pieces for piece in range(1, pieces + 1))
+            bounds.extend(start + (end - start) * piece // pieces for piece in range(1, pieces))
+        if 2 * (end - bounds[-1]) >= block_rows:
+            bounds.append(end)
     if row_offsets[-1] > bounds[-1]:
         bounds.append(int(row_offsets[-1]))
     return np.array(bounds, np.int64)
 
 
 def encode_blocks(codec: Codec, sequences: Sequences, rows: Rows, block_rows: int) -> list[EncodedBlock]:
-    """The blocks of a shard's rows, those of all its sequences in order."""
+    """The blocks of a shard's rows, those of all its sequences in order.
+
+    Raises CacheError for rows of so many ids that a block is larger than any reader takes.
+    """
     bounds = block_bounds(sequences.row_offsets, block_rows)
-    return [codec.encode(rows[start:end]) for start, end in _spans(bounds)]
+    blocks = [codec.encode(rows[start:end]) for start, end in _spans(bounds)]
+    largest = max((each.expanded_bytes for each in blocks), default=0)
+    if largest > MAX_BLOCK_BYTES:
+        raise CacheError(
+            f"rows: a block of {block_rows} is {largest} bytes before it is compressed, "
+            f"where a reader takes {MAX_BLOCK_BYTES}; keep fewer ids, or ask for fewer rows a block"
+        )
+    return blocks
 
 
 def decode_blocks(
@@ -186,6 +198,7 @@ class Shard:
 
     def __init__(self, folder: Path, shard: int, plan: Plan, codec: Codec) -> None:
         self.number = shard
+        self._vocab_size = plan.vocab_size
         self.codec = codec
         self.container = Container(shard_file(folder, shard))
         self.file = self.container.file
@@ -216,11 +229,11 @@ class Shard:
         tokens_name = {2: "U16", 4: "U32"}[token_dtype(plan.vocab_size).itemsize]
         self.tokens = array("tokens", tokens_name, self.num_tokens)
         self._mask_bits = array("supervised", "U8", -(-self.num_tokens // 8))
-        self._block_rows = array("block_rows", "U64", num_blocks + 1)
-        self._block_start = array("block_start", "U64", num_blocks + 1)
-        self._block_bytes = array("block_bytes", "U32", num_blocks)
-        self._block_expanded = array("block_expanded_bytes", "U32", num_blocks)
-        self._block_crc32 = array("block_crc32", "U32", num_blocks)
+        self.block_rows = array("block_rows", "U64", num_blocks + 1)
+        self.block_start = array("block_start", "U64", num_blocks + 1)
+        self.block_bytes = array("block_bytes", "U32", num_blocks)
+        self.block_expanded = array("block_expanded_bytes", "U32", num_blocks)
+        self.block_crc32 = array("block_crc32", "U32", num_blocks)
         self._rows = array("rows", "U8", None)
         for name in self.container.names():
             # Tokens and masks too: they are two bytes a token, and nothing is to be learned from wrong ones.
@@ -231,21 +244,26 @@ class Shard:
     @property
     def num_blocks(self) -> int:
         """b, the blocks its rows are in."""
-        return len(self._block_bytes)
+        return len(self.block_bytes)
 
     def _check_offsets(self) -> None:
         """Raises CorruptError unless everything that counts something counts what is there."""
         ends = (
             ("sequence_tokens", self.token_offsets, self.num_tokens),
             ("sequence_rows", self.row_offsets, self.num_rows),
-            ("block_rows", self._block_rows, self.num_rows),
-            ("block_start", self._block_start, len(self._rows)),
+            ("block_rows", self.block_rows, self.num_rows),
+            ("block_start", self.block_start, len(self._rows)),
         )
         for name, offsets, end in ends:
             if offsets[0] != 0 or offsets[-1] != end or bool((offsets[1:] < offsets[:-1]).any()):
                 raise CorruptError(f"{self.file}: tensor `{name}` does not count to {end}; {REPAIR}")
-        if bool((self._block_bytes > np.diff(self._block_start)).any()):
+        if bool((self.block_bytes > np.diff(self.block_start)).any()):
             raise CorruptError(f"{self.file}: tensor `block_bytes` lets blocks overlap; {REPAIR}")
+        if int(self.tokens.max(initial=0)) >= self._vocab_size:
+            raise CorruptError(
+                f"{self.file}: tensor `tokens` holds an id outside the vocabulary of "
+                f"{self._vocab_size}; {REPAIR}"
+            )
 
     def mask(self, start: int, end: int) -> NDArray[np.bool_]:
         """Which of the tokens `start` to `end` are supervised targets."""
@@ -266,23 +284,23 @@ class Shard:
         """The blocks that hold the rows `start` to `end`."""
         if start >= end:
             return range(0)
-        first = int(np.searchsorted(self._block_rows, np.uint64(start), side="right")) - 1
-        last = int(np.searchsorted(self._block_rows, np.uint64(end), side="left"))
+        first = int(np.searchsorted(self.block_rows, np.uint64(start), side="right")) - 1
+        last = int(np.searchsorted(self.block_rows, np.uint64(end), side="left"))
         return range(first, last)
 
     def block_span(self, block: int) -> tuple[int, int]:
         """The rows of one block: its first, and the one after its last."""
-        return int(self._block_rows[block]), int(self._block_rows[block + 1])
+        return int(self.block_rows[block]), int(self.block_rows[block + 1])
 
     def block(self, block: int) -> Rows:
         """The rows of one block. Raises CorruptError if it fails its checksum or does not hold its rows."""
-        start = int(self._block_start[block])
-        data = self._rows[start : start + int(self._block_bytes[block])]
+        start = int(self.block_start[block])
+        data = self._rows[start : start + int(self.block_bytes[block])]
         first, end = self.block_span(block)
-        if zlib.crc32(data.data) != self._block_crc32[block]:
+        if zlib.crc32(data.data) != self.block_crc32[block]:
             raise CorruptError(f"{self.file}: block {block} fails its checksum; {REPAIR}")
         try:
-            return self.codec.decode(data, end - first, int(self._block_expanded[block]))
+            return self.codec.decode(data, end - first, int(self.block_expanded[block]))
         except CorruptError as error:
             raise CorruptError(f"{self.file}: block {block} {error}; {REPAIR}") from None
 
@@ -308,11 +326,12 @@ class Shard:
         rows_start = self.container.span("rows")[0]
         for block in range(self.num_blocks if decode else 0):
             try:
-                self.block(block)
+                if disorder := self.block(block).disorder():
+                    raise CorruptError(f"{self.file}: block {block} holds {disorder}; {REPAIR}")
             except CorruptError as error:
-                start = rows_start + int(self._block_start[block])
+                start = rows_start + int(self.block_start[block])
                 text = str(error).removeprefix(f"{self.file}: ").removesuffix(f"; {REPAIR}")
-                yield f"{text}, bytes {start} to {start + int(self._block_bytes[block])}"
+                yield f"{text}, bytes {start} to {start + int(self.block_bytes[block])}"
         yield from self.container.faults()
         sequences = self.sequences()
         if sequences.sha256() != planned_sha256:

@@ -1,12 +1,13 @@
 """Makes the golden folders: small caches as this release writes them, for every later one to read.
 
-`python -m tests.golden.make NAME` writes one that is new; a folder that is there is never written again, for
-what it holds is a promise. Beside each folder, in NAME.npz, are the arrays that are in it.
+`python -m tests.golden.make` writes those that are missing; a folder that is there is never written again,
+for what it holds is a promise. Beside each folder, in NAME.npz, are the arrays that are in it, and the tables
+of its codec.
 """
 
-import sys
 import tempfile
-from dataclasses import fields
+from collections.abc import Callable
+from dataclasses import fields, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,19 +16,30 @@ import numpy as np
 
 from distillcache_shards.cache import Cache
 from distillcache_shards.rows import SAMPLED, TOPK, Rows
+from tests.shards.compact_cache import RS_KD, compact_sampled_cache, compact_topk_cache
 from tests.shards.small_cache import BIG_VOCABULARY, SmallCache, small_cache
 
 HERE = Path(__file__).parent
 LENGTHS = (9, 1, 14, 6)
 HALF, ZSTD = {"logprobs": "f16"}, {"level": 9, "logprobs": "f16"}
-GOLDEN: dict[str, dict[str, Any]] = {
-    "plain-topk": {"kind": TOPK, "vocab_size": 300, "codec": "plain", "params": HALF},
-    "plain-sampled": {"kind": SAMPLED, "vocab_size": 300, "codec": "plain", "params": HALF},
-    "plain-sampled-big": {"kind": SAMPLED, "vocab_size": BIG_VOCABULARY, "codec": "plain"},
-    "zstd-topk": {"kind": TOPK, "vocab_size": 300, "codec": "zstd", "params": ZSTD},
-    "zstd-sampled": {"kind": SAMPLED, "vocab_size": 300, "codec": "zstd", "params": ZSTD},
-    "zstd-topk-big": {"kind": TOPK, "vocab_size": BIG_VOCABULARY, "codec": "zstd", "params": ZSTD},
+Maker = tuple[Callable[..., SmallCache], dict[str, Any]]
+GOLDEN: dict[str, Maker] = {
+    "plain-topk": (small_cache, {"kind": TOPK, "params": HALF}),
+    "plain-sampled": (small_cache, {"kind": SAMPLED, "params": HALF}),
+    "plain-sampled-big": (small_cache, {"kind": SAMPLED, "vocab_size": BIG_VOCABULARY}),
+    "zstd-topk": (small_cache, {"kind": TOPK, "codec": "zstd", "params": ZSTD}),
+    "zstd-sampled": (small_cache, {"kind": SAMPLED, "codec": "zstd", "params": ZSTD}),
+    "zstd-topk-big": (
+        small_cache,
+        {"kind": TOPK, "vocab_size": BIG_VOCABULARY, "codec": "zstd", "params": ZSTD},
+    ),
+    "compact-topk": (compact_topk_cache, {}),
+    "compact-topk-big": (compact_topk_cache, {"vocab_size": BIG_VOCABULARY}),
+    "compact-sampled": (compact_sampled_cache, {}),
+    "compact-sampled-big": (compact_sampled_cache, {"vocab_size": BIG_VOCABULARY}),
+    "compact-rs-kd": (compact_sampled_cache, {"grid": RS_KD, "multinomial": True}),
 }
+TABLE = "codec."
 ABOUT = {"teacher": "nobody", "corpus": "a golden folder: see tests/golden/make.py"}
 
 
@@ -45,19 +57,28 @@ def wanted_arrays(name: str) -> dict[str, np.ndarray]:
         return dict(arrays)
 
 
+def golden_cache(name: str) -> SmallCache:
+    """The cache in memory that a golden folder was first made of.
+
+    Those of the general codecs are older than the entry `index_header_sha256` of a plan.
+    """
+    how, settings = GOLDEN[name]
+    small = how(lengths=LENGTHS, sequences_a_shard=2, **settings)
+    return replace(small, about=ABOUT, names_header=how is not small_cache)
+
+
 def cache_of(name: str, arrays: dict[str, np.ndarray]) -> SmallCache:
     """The cache that these arrays are, ready to be written as the golden folder was."""
-    how = GOLDEN[name]
-    rows = Rows(how["kind"], *(arrays[each.name] for each in fields(Rows)[1:]))
+    how = golden_cache(name)
+    rows = Rows(how.kind, *(arrays[each.name] for each in fields(Rows)[1:]))
     tokens = list(pairwise(arrays["token_offsets"].tolist()))
-    return SmallCache(
+    return replace(
+        how,
         tokens=[arrays["tokens"][start:end] for start, end in tokens],
         supervised=[arrays["supervised"][start:end] for start, end in tokens],
         records=arrays["records"].tolist(),
         rows=[rows[start:end] for start, end in pairwise(arrays["row_offsets"].tolist())],
-        sequences_a_shard=2,
-        about=ABOUT,
-        **how,
+        tables={each.removeprefix(TABLE): array for each, array in arrays.items() if each.startswith(TABLE)},
     )
 
 
@@ -65,13 +86,16 @@ def make(name: str) -> None:
     """Write one golden folder and its arrays. Raises FileExistsError if it is there."""
     if (HERE / name).exists():
         raise FileExistsError(HERE / name)
+    first = golden_cache(name)
     with tempfile.TemporaryDirectory() as folder:
-        arrays = arrays_of(small_cache(lengths=LENGTHS, **GOLDEN[name]).write(Path(folder)))
+        arrays = arrays_of(first.write(Path(folder)))
+    arrays |= {TABLE + each: array for each, array in first.tables.items()}
     # From the arrays as they are read: values that were rounded twice are the same.
     cache_of(name, arrays).write(HERE / name)
     np.savez_compressed(HERE / f"{name}.npz", **arrays)
 
 
 if __name__ == "__main__":
-    for each in sys.argv[1:]:
-        make(each)
+    for each in GOLDEN:
+        if not (HERE / each).exists():
+            make(each)

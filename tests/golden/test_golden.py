@@ -3,49 +3,93 @@
 A golden file that is missing fails its test; tests/golden/make.py says how one is made.
 """
 
+import ast
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from distillcache.inspect.facts import verify
-from distillcache_shards.rows import KINDS
-from tests.golden.make import GOLDEN, HERE, arrays_of, cache_of, make, wanted_arrays
+from distillcache_shards.rows import KINDS, SAMPLED, TOPK
+from tests.golden.make import GOLDEN, HERE, TABLE, arrays_of, cache_of, golden_cache, make, wanted_arrays
+from tests.golden.reader import read_cache
 
 PLAIN = [name for name in GOLDEN if name.startswith("plain")]
+
+
+def assert_same(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> None:
+    """Equal to the bit, in type and shape too; tables of the codec aside."""
+    wanted = {name: array for name, array in wanted.items() if not name.startswith(TABLE)}
+    assert found.keys() == wanted.keys()
+    for each, array in wanted.items():
+        assert (found[each].dtype, found[each].shape) == (array.dtype, array.shape), each
+        np.testing.assert_array_equal(found[each], array, err_msg=each)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The files of a folder."""
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_a_golden_folder_is_read_to_its_arrays(name: str) -> None:
     """Every array is equal to the bit, in type and shape too, and no byte is found at fault."""
-    found, wanted = arrays_of(HERE / name), wanted_arrays(name)
-    assert found.keys() == wanted.keys()
-    for each, array in wanted.items():
-        assert (found[each].dtype, found[each].shape) == (array.dtype, array.shape), each
-        np.testing.assert_array_equal(found[each], array, err_msg=each)
+    assert_same(arrays_of(HERE / name), wanted_arrays(name))
     assert verify(HERE / name) == []
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_the_page_is_enough_to_read_a_golden_folder(name: str) -> None:
+    """A reader that was written from FORMAT.md alone finds the same, to the bit."""
+    assert_same(read_cache(HERE / name), wanted_arrays(name))
+
+
+def test_the_second_reader_knows_the_page_alone() -> None:
+    """Under 200 lines, with numpy and zstandard and nothing of ours."""
+    text = (HERE / "reader.py").read_text()
+    assert len(text.splitlines()) < 200
+    imported = {
+        name.split(".")[0]
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in (
+            [node.module or ""] if isinstance(node, ast.ImportFrom) else [e.name for e in node.names]
+        )
+    }
+    assert imported - sys.stdlib_module_names == {"numpy", "zstandard"}
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_a_cache_is_written_to_equal_bytes_and_read_to_equal_arrays(name: str, tmp_path: Path) -> None:
+    """Twice from the same arrays; what is read again is what the golden folder holds."""
+    wanted = wanted_arrays(name)
+    one, two = (cache_of(name, wanted).write(tmp_path / each) for each in ("one", "two"))
+    assert contents(one) == contents(two)
+    assert_same(arrays_of(one), wanted)
 
 
 @pytest.mark.parametrize("name", PLAIN)
 def test_the_same_cache_is_written_to_the_same_bytes(name: str, tmp_path: Path) -> None:
     """Plan, index and shards; only `plain`, since other bytes depend on the version of zstandard."""
     written = cache_of(name, wanted_arrays(name)).write(tmp_path / name)
-    golden = {file.name: file.read_bytes() for file in (HERE / name).iterdir()}
-    assert {file.name: file.read_bytes() for file in written.iterdir()} == golden
-    assert len(golden) == 4
+    assert contents(written) == contents(HERE / name)
+    assert len(contents(written)) == 4
 
 
 def test_golden_folders_hold_what_is_hard_to_read() -> None:
-    """Both kinds for either codec, two widths of ids, a sequence without rows, and rows in several blocks."""
-    assert {(how["codec"], how["kind"]) for how in GOLDEN.values()} >= {
-        (codec, kind) for codec in ("plain", "zstd") for kind in KINDS
-    }
+    """Every codec and kind, two widths of ids, a sequence without rows, and rows in several blocks."""
+    kinds = {(cache.codec, cache.kind) for cache in map(golden_cache, GOLDEN)}
+    general = {(codec, kind) for codec in ("plain", "zstd") for kind in KINDS}
+    assert kinds == general | {("compact-topk", TOPK), ("compact-sampled", SAMPLED)}
     for name in GOLDEN:
         wanted = wanted_arrays(name)
         rows = np.diff(wanted["row_offsets"])
         assert rows.min() == 0 and rows.max() > 8
         assert len(set(np.diff(wanted["head_offsets"]).tolist())) > 2
         assert (wanted["head_ids"].max() > 1 << 16) == name.endswith("big")
+    draws = np.diff(wanted_arrays("compact-rs-kd")["draw_offsets"])
+    assert draws.max() > 10 and len(set(draws.tolist())) > 2
 
 
 def test_a_golden_folder_is_never_made_again() -> None:

@@ -30,7 +30,11 @@ class Forgery:
     @classmethod
     def of(cls, file: Path) -> "Forgery":
         """A sound file, taken apart."""
-        content = file.read_bytes()
+        return cls.of_bytes(file.read_bytes())
+
+    @classmethod
+    def of_bytes(cls, content: bytes) -> "Forgery":
+        """The same of its bytes."""
         start = 8 + int.from_bytes(content[:8], "little")
         entries = json.loads(content[8:start])
         description = json.loads(entries.pop("__metadata__")["distillcache"])
@@ -86,6 +90,24 @@ def forge_plan(folder: Path, change: Callable[[dict[str, Any]], object]) -> None
         content["plan_sha256"] = hashlib.sha256(_canonical(content["plan"])).hexdigest()
     content["sha256"] = hashlib.sha256(_canonical(content)).hexdigest()
     file.write_bytes(_canonical(content))
+
+
+def forge_index(folder: Path, change: Callable[[Forgery], object]) -> None:
+    """Change the index, and seal all that depends on it again: the plan, and every shard as one of it."""
+    file = folder / "index.safetensors"
+    forge(file, change)
+    content = file.read_bytes()
+
+    def name_it(whole: dict[str, Any]) -> None:
+        whole["plan"]["corpus"] |= {
+            "index_sha256": hashlib.sha256(content).hexdigest(),
+            "index_header_sha256": Forgery.of_bytes(content).description["header_sha256"],
+        }
+
+    forge_plan(folder, name_it)
+    whole = json.loads((folder / "cache.json").read_bytes())
+    for shard in folder.glob("shard-*.safetensors"):
+        forge(shard, lambda it: it.description.update(plan=whole["plan"], plan_sha256=whole["plan_sha256"]))
 
 
 def in_file(header: bytes, data: bytes = b"") -> bytes:

@@ -9,10 +9,10 @@ import pytest
 from distillcache.inspect.facts import verify
 from distillcache_shards.cache import Cache
 from distillcache_shards.errors import DistillcacheError
+from tests.hostile.line import assert_line
 
 # Several times what reading a small cache takes, a small part of what the files here claim to be.
 MOST_BYTES = 16 << 20
-REMEDY = re.compile(r"; .*\b(run|copy|read it|move it|rename|check|name|delete|free|make|finish|teach)\b")
 
 
 def read_all(folder: Path) -> object:
@@ -44,12 +44,3 @@ def assert_found(folder: Path, where: str, fault: str) -> None:
     assert found, lines
     for line in lines:
         assert_line(line, "", "")
-
-
-def assert_line(line: str, where: str, fault: str) -> None:
-    """Where, what, and what to do, in one line that can be read."""
-    assert line.isprintable(), repr(line)  # no new line, and nothing that a terminal would obey
-    assert where in line.split(": ")[0], line
-    assert re.search(fault, line), line
-    assert REMEDY.search(line), line
-    assert len(line) < 600

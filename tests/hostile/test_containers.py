@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from distillcache_shards.errors import CorruptError, UnsupportedError
+from tests.hostile.confined import lines_within_a_gigabyte
 from tests.hostile.forge import Forgery, forge, in_file
+from tests.hostile.line import assert_line
 from tests.hostile.refusal import assert_refused
 
 FILES = ("shard-00001.safetensors", "index.safetensors")
@@ -173,3 +175,14 @@ def test_a_header_that_lies_about_its_arrays_is_refused(
     file = folder / FILES[0]
     forge(file, change)
     assert_refused(folder, file.name, fault, CorruptError)
+
+
+@pytest.mark.parametrize("megabytes", [4, 90])
+def test_a_header_that_would_be_gigabytes_is_refused(folder: Path, megabytes: int) -> None:
+    """Lists in lists take thirty times their text; a header longer than any plan is not parsed at all."""
+    file = folder / FILES[0]
+    header = b'{"__metadata__":[' + b"[]," * ((megabytes << 20) // 3 - 10) + b"0]}"
+    file.write_bytes(in_file(header))
+    said, found = lines_within_a_gigabyte(folder)
+    for line in (said, *found):
+        assert_line(line, file.name, "is cut|is too long|not one of distillcache")

@@ -13,8 +13,9 @@ import pytest
 from distillcache.inspect.facts import facts, verify
 from distillcache_shards.cache import Cache
 from distillcache_shards.errors import CacheError, CorruptError, MismatchError, UnsupportedError
-from tests.hostile.forge import forge, forge_plan
-from tests.hostile.refusal import assert_found, assert_line, assert_refused, read_all
+from tests.hostile.forge import forge, forge_index, forge_plan
+from tests.hostile.line import assert_line
+from tests.hostile.refusal import assert_found, assert_refused, read_all
 from tests.shards.small_cache import small_cache
 
 SHARDS = [f"shard-0000{number}.safetensors" for number in range(3)]
@@ -177,12 +178,11 @@ def test_a_file_for_a_folder_is_refused(folder: Path) -> None:
     assert_refused(folder / SHARDS[0], SHARDS[0], "cannot be read", CacheError)
 
 
-def test_the_index_of_another_plan_is_found(folder: Path, tmp_path: Path) -> None:
-    """Opening does not read all of it; `verify` does."""
+def test_the_index_of_another_plan_is_refused(folder: Path, tmp_path: Path) -> None:
+    """Its tables would make other rows of sound blocks; told from its header, without reading all of it."""
     other = small_cache(seed=1).write(tmp_path / "other")
     (other / "index.safetensors").replace(folder / "index.safetensors")
-    Cache.open(folder)
-    assert_found(folder, "index.safetensors", "is the index of another plan")
+    assert_refused(folder, "index.safetensors", "is the index of another plan", MismatchError)
 
 
 def test_a_shard_in_place_of_the_index_is_refused(folder: Path) -> None:
@@ -195,20 +195,20 @@ def test_a_shard_in_place_of_the_index_is_refused(folder: Path) -> None:
 def test_an_index_whose_shards_do_not_add_up_is_refused(folder: Path, bounds: list[int]) -> None:
     """Short, falling, or late."""
     at = slice(None)
-    forge(folder / "index.safetensors", lambda it: it.arrays["shard_first_sequence"].__setitem__(at, bounds))
+    forge_index(folder, lambda it: it.arrays["shard_first_sequence"].__setitem__(at, bounds))
     assert_refused(folder, "index.safetensors", "do not count 10 sequences", CorruptError)
 
 
 def test_an_index_that_leads_nowhere_finds_nothing(folder: Path) -> None:
     """A text that it says is in a sequence that there is none of."""
     tokens = Cache.open(folder)[2].tokens
-    forge(folder / "index.safetensors", lambda it: it.arrays["lookup_sequence"].fill(1 << 63))
+    forge_index(folder, lambda it: it.arrays["lookup_sequence"].fill(1 << 63))
     assert Cache.open(folder).find(tokens) is None
 
 
 def test_an_index_that_moves_sequences_between_shards_is_refused(folder: Path) -> None:
     """The shard holds as many as were planned."""
-    forge(folder / "index.safetensors", lambda it: it.arrays["shard_first_sequence"].__setitem__(1, 3))
+    forge_index(folder, lambda it: it.arrays["shard_first_sequence"].__setitem__(1, 3))
     assert_refused(folder, SHARDS[0], "holds 4 sequences, where 3 are planned", CorruptError)
 
 

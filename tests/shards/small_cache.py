@@ -4,6 +4,8 @@ Sequences are of unequal lengths, one of a single token and one without a superv
 in tokens without rows; one has more rows than a block. Rows keep unequal numbers of ids.
 """
 
+import functools
+import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
@@ -14,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distillcache_shards.codecs import Codec, codec_of
+from distillcache_shards.codecs import Codec, Tables, codec_of
 from distillcache_shards.durable import write_whole
 from distillcache_shards.index import INDEX_FILE, IndexData
 from distillcache_shards.plan import Plan
@@ -26,7 +28,7 @@ BIG_VOCABULARY = 100_000  # ids need more than two bytes
 ALL_MASKED = 6
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class SmallCache:
     """A cache in memory, one entry a sequence in each list, and the way it is to be written."""
 
@@ -38,9 +40,11 @@ class SmallCache:
     vocab_size: int
     codec: str = "plain"
     params: dict[str, Any] = field(default_factory=lambda: {"logprobs": "f32"})
+    tables: Tables = field(default_factory=dict)
     block_rows: int = 8
     sequences_a_shard: int = 4
     about: dict[str, Any] = field(default_factory=dict)
+    names_header: bool = True  # as plans do but for the first
 
     @property
     def bounds(self) -> list[int]:
@@ -58,6 +62,7 @@ class SmallCache:
             np.array(self.records[start:end], np.int64),
         )
 
+    @functools.cache  # noqa: B019  it lives as long as its test
     def index(self) -> IndexData:
         """Its index."""
         whole = self.part(0, len(self.tokens))
@@ -69,9 +74,10 @@ class SmallCache:
             sequence_tokens=np.diff(whole.offsets).astype(np.uint32),
             sequence_rows=np.diff(whole.row_offsets).astype(np.uint32),
             sequence_record=whole.records.astype(np.uint64),
-            tables={},
+            tables=self.tables,
         )
 
+    @functools.cache  # noqa: B019  it lives as long as its test
     def plan(self) -> Plan:
         """Its plan."""
         data = {
@@ -85,13 +91,21 @@ class SmallCache:
                 "rows": sum(len(each) for each in self.rows),
                 "shards": len(self.bounds) - 1,
                 "index_sha256": self.index().sha256(),
+                **({"index_header_sha256": self._index_header_sha256()} if self.names_header else {}),
             },
         }
         return Plan(data, self.about)
 
+    def _index_header_sha256(self) -> str:
+        """What the header of its index calls itself."""
+        header = json.loads(bytes(self.index().parts()[1]))
+        name: str = json.loads(header["__metadata__"]["distillcache"])["header_sha256"]
+        return name
+
+    @functools.cache  # noqa: B019  it lives as long as its test
     def codec_object(self) -> Codec:
         """Its codec."""
-        return codec_of({"id": self.codec, "params": self.params}, self.kind, self.vocab_size)
+        return codec_of({"id": self.codec, "params": self.params}, self.kind, self.vocab_size, self.tables)
 
     def write(self, folder: Path, *, shards: Iterable[int] | None = None) -> Path:
         """Write a cache folder, of all its shards or some."""
@@ -100,13 +114,17 @@ class SmallCache:
         write_whole(folder / INDEX_FILE, self.index().parts())
         plan.write(folder)
         for number in range(len(self.bounds) - 1) if shards is None else shards:
-            start, end = self.bounds[number : number + 2]
-            rows = Rows.concatenate([Rows.empty(self.kind), *self.rows[start:end]])
-            part = self.part(start, end)
-            blocks = encode_blocks(self.codec_object(), part, rows, self.block_rows)
-            counts = {"kept": rows.num_kept, "draws": rows.num_draws}
-            write_shard(folder, number, plan, part, blocks, counts, _fidelity(number, rows))
+            self.write_shard(folder, number)
         return folder
+
+    def write_shard(self, folder: Path, number: int) -> None:
+        """Write one shard."""
+        start, end = self.bounds[number : number + 2]
+        rows = Rows.concatenate([Rows.empty(self.kind), *self.rows[start:end]])
+        part = self.part(start, end)
+        blocks = encode_blocks(self.codec_object(), part, rows, self.block_rows)
+        counts = {"kept": rows.num_kept, "draws": rows.num_draws}
+        write_shard(folder, number, self.plan(), part, blocks, counts, _fidelity(number, rows))
 
 
 def small_cache(

@@ -149,3 +149,25 @@ def test_what_is_just_within_the_bounds_is_sound(change: Any) -> None:
     """Each bound from the other side."""
     rows = random_rows(np.random.default_rng(0), SAMPLED, 9, VOCAB_SIZE)
     assert change(rows).fault(VOCAB_SIZE) is None
+
+
+@given(rows_of_any_kind)
+def test_what_a_writer_would_not_leave_is_told(rows: Rows) -> None:
+    """An id twice in one head, a head that rises, draws that fall; never what is of two rows."""
+    assert rows.disorder() is None
+
+    def swapped(name: str, place: int) -> Rows:
+        array = getattr(rows, name).copy()
+        array[place : place + 2] = array[place : place + 2][::-1]
+        return dataclasses.replace(rows, **{name: array})
+
+    for start, end in pairwise(rows.head_offsets.tolist()):
+        if end - start > 1:
+            ids = rows.head_ids.copy()
+            ids[end - 1] = ids[start]
+            assert dataclasses.replace(rows, head_ids=ids).disorder() == "an id twice in a row"
+            if rows.head_logprobs[start] > rows.head_logprobs[start + 1]:
+                assert swapped("head_logprobs", start).disorder() == "a head out of order"
+    for start, end in pairwise(rows.draw_offsets.tolist()):
+        if end - start > 1 and rows.draw_ids[start] < rows.draw_ids[start + 1]:
+            assert swapped("draw_ids", start).disorder() == "draws out of order"

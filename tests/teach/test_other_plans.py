@@ -64,7 +64,7 @@ def test_other_text_is_refused(
     other = tmp_path / "other.jsonl"
     other.write_text(text.replace("teacher", "teachex", 1))
     line = refuse(command_line(cache, teacher, other))
-    assert "another plan: corpus.index_sha256 is " in line
+    assert "another plan: corpus.index_header_sha256 is " in line
 
 
 def test_same_text_in_another_place_is_the_same_corpus(

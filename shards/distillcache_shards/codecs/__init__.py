@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
-from distillcache_shards.codecs.codec import Codec, EncodedBlock, Tables
+from distillcache_shards.codecs.codec import Codec, EncodedBlock, OpenRows, PackedBlock, Tables
 from distillcache_shards.codecs.compact_sampled import CompactSampled
 from distillcache_shards.codecs.compact_topk import CompactTopk
 from distillcache_shards.codecs.plain import Plain
 from distillcache_shards.codecs.zstd import Zstd
 from distillcache_shards.errors import UnsupportedError, printable
 
-__all__ = ["CODECS", "Codec", "EncodedBlock", "Tables", "codec_of"]
+__all__ = ["CODECS", "Codec", "EncodedBlock", "OpenRows", "PackedBlock", "Tables", "codec_of"]
 
 CODECS: dict[str, type[Plain] | type[Zstd] | type[CompactTopk] | type[CompactSampled]] = {
     each.id: each for each in (Plain, Zstd, CompactTopk, CompactSampled)

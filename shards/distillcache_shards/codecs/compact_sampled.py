@@ -7,27 +7,29 @@ N rows, H kept ids, D draws in all.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from distillcache_shards.codecs.codec import EncodedBlock, Tables
-from distillcache_shards.codecs.fields import entropy_codes, entropy_nats
+from distillcache_shards.codecs.codec import EncodedBlock, PackedBlock, Spans, Tables, decoded
+from distillcache_shards.codecs.fields import entropy_codes, read_entropy
 from distillcache_shards.codecs.grid import Grid
-from distillcache_shards.codecs.numbers import pack_numbers, unpack_numbers
+from distillcache_shards.codecs.numbers import Numbers, pack_numbers
 from distillcache_shards.codecs.orders import Orders, ids_of, train_orders
-from distillcache_shards.codecs.segments import Segments
-from distillcache_shards.codecs.streams import pack_streams, unpack_streams
+from distillcache_shards.codecs.scratch import scratch
+from distillcache_shards.codecs.segments import Segments, cut, steps
+from distillcache_shards.codecs.streams import Streams, pack_streams
 from distillcache_shards.errors import CorruptError
 from distillcache_shards.rows import SAMPLED, TOPK, Rows
 
 __all__ = ["CompactSampled"]
 
-NUM_STREAMS = 10
+I64 = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,68 +74,117 @@ class CompactSampled:
         return self.orders.tables
 
     @cached_property
-    def _logprobs(self) -> NDArray[np.float32]:
+    def logprobs(self) -> NDArray[np.float32]:
+        """Of so many units, [units + 1]."""
         return self.grid.logprobs()
+
+    @property
+    def id_bits(self) -> int:
+        """Bits that any id fits in."""
+        return max(1, (self.vocab_size - 1).bit_length())
 
     def encode(self, rows: Rows) -> EncodedBlock:
         """The bytes of a block of rows, which must be of the grid."""
         assert rows.kind == SAMPLED
-        heads, draws = Segments(np.diff(rows.head_offsets)), Segments(np.diff(rows.draw_offsets))
+        heads, draws = Segments.of(np.diff(rows.head_offsets)), Segments.of(np.diff(rows.draw_offsets))
         units_H = self.grid.of_logprobs(rows.head_logprobs)
         tail_N = self.grid.units - heads.totals(units_H)
         assert np.array_equal(self.grid.of_mass(rows.tail_mass), tail_N)
         assert np.array_equal(self.grid.num_draws(tail_N), draws.counts_N)
         order_N = self.orders.cheapest(*ids_of(rows))
         head_H = self.orders.places_of(rows.head_ids, heads.spread(order_N))
-        draw_D = draws.sort(self.orders.places_of(rows.draw_ids, draws.spread(order_N)))
+        draw_D = self.orders.places_of(rows.draw_ids, draws.spread(order_N))
+        draws.sort(draw_D, self.id_bits)
         # The most likely come first, so from the last to the first units rise, and only steps are written.
-        rising = Segments(heads.counts_N[::-1])
+        rising = Segments.of(heads.counts_N[::-1])
         return pack_streams(
             [
-                entropy_codes(rows.entropy, self.vocab_size),
-                order_N,
                 *pack_numbers(heads.counts_N.astype(np.uint32)),
+                order_N,
                 *pack_numbers(rising.differences(units_H[::-1].astype(np.uint32))),
                 *pack_numbers(head_H),
                 *pack_numbers(draws.differences(draw_D)),
+                entropy_codes(rows.entropy, self.vocab_size),
             ]
         )
 
-    def decode(self, data: NDArray[np.uint8], num_rows: int, expanded_bytes: int) -> Rows:
-        """The rows of a block. Raises CorruptError for bytes that are not `num_rows` rows."""
-        entropy_N, order_N, *numbers = unpack_streams(data, NUM_STREAMS, expanded_bytes)
-        heads = Segments(unpack_numbers(numbers[0], numbers[1]))
+    def open(self, blocks: Sequence[PackedBlock]) -> "OpenSampled":
+        """The rows of some blocks. Raises CorruptError for bytes that are not theirs."""
+        num_rows = [each.num_rows for each in blocks]
+        streams = Streams(blocks)
+        row_bounds = [0, *accumulate(num_rows)]
+        heads = Segments.of(Numbers.of(streams, num_rows).all())
+        num_kept = steps(heads.ends(row_bounds))
+        order_N = streams.take(num_rows)
+        self.orders.require(order_N)
+        units_H, tail_N = self._units(Numbers.of(streams, num_kept, backwards=True), heads)
+        draws = Segments.of(self.grid.num_draws(tail_N))
+        num_draws = steps(draws.ends(row_bounds))
+        place_H, step_D = Numbers.of(streams, num_kept), Numbers.of(streams, num_draws)
+        rows = OpenSampled(
+            self, heads, draws, order_N, units_H, tail_N, place_H, step_D, streams.take(num_rows)
+        )
+        streams.end()
+        return rows
+
+    def _units(self, numbers: Numbers, heads: Segments) -> tuple[NDArray[np.int32], I64]:
+        """Units of the head ids, and of the tails. Raises CorruptError for more than there are."""
         num_kept = int(heads.offsets[-1])
-        if not (
-            len(entropy_N) == len(order_N) == len(heads.counts_N) == num_rows
-            and len(numbers[2]) == len(numbers[4]) == num_kept
-        ):
-            raise CorruptError(f"holds other than {num_rows} rows of {num_kept} ids")
-        rising = Segments(heads.counts_N[::-1])
-        units_H = rising.sums(unpack_numbers(numbers[2], numbers[3]))[::-1]
+        rising = Segments(num_kept - heads.offsets[::-1], heads.width)
+        step_H = numbers.spread([(0, num_kept)], scratch(num_kept, np.dtype(np.int32)))
+        units_H = np.empty(num_kept, np.int32)
+        before_N, _ = rising.sums(step_H, units_H)
+        rising.add(units_H, -before_N)
         if not 1 <= int(units_H.min(initial=1)) <= int(units_H.max(initial=1)) <= self.grid.units:
             raise CorruptError(f"holds a probability outside 1 to {self.grid.units} units")
-        tail_N = self.grid.units - heads.totals(units_H)
+        tail_N = self.grid.units - rising.totals(units_H)[::-1]
         if int(tail_N.min(initial=0)) < 0:
             raise CorruptError(f"holds a row of more than {self.grid.units} units")
-        draws = Segments(self.grid.num_draws(tail_N))
-        if len(numbers[6]) != int(draws.offsets[-1]):
-            raise CorruptError(f"holds other than {int(draws.offsets[-1])} draws; found {len(numbers[6])}")
-        place_H = unpack_numbers(numbers[4], numbers[5])
-        place_D = draws.sums(unpack_numbers(numbers[6], numbers[7]))
-        draw_D = self.orders.ids_at(place_D, order_N, draws).astype(np.uint32)
-        return Rows(
-            SAMPLED,
-            heads.offsets,
-            self.orders.ids_at(place_H, order_N, heads).astype(np.int32),
-            self._logprobs.take(units_H),
-            (tail_N / self.grid.units).astype(np.float32),
-            draws.offsets,
-            draws.sort(draw_D).view(np.int32),
-            entropy_nats(entropy_N, self.vocab_size),
-        )
+        return units_H[::-1], tail_N
+
+    def decode(self, data: NDArray[np.uint8], num_rows: int, expanded_bytes: int) -> Rows:
+        """The rows of a block. Raises CorruptError for bytes that are not `num_rows` rows."""
+        return decoded(self.open([PackedBlock(data, num_rows, expanded_bytes)]), SAMPLED)
 
     def row_bytes(self, kept: float, draws: float) -> float:
         """From real prose and code at 49,152 ids; a larger vocabulary adds to the places."""
         wider = max(0.0, math.log2(self.vocab_size / 49_152) / 8)
         return 2.2 + kept * (1.5 + wider) + draws * (1.15 + wider)
+
+
+@dataclass(frozen=True, eq=False)
+class OpenSampled:
+    """Rows of `compact-sampled`, expanded."""
+
+    codec: CompactSampled
+    heads: Segments
+    draws: Segments
+    order_N: NDArray[np.uint8]
+    units_H: NDArray[np.int32]
+    tail_N: I64  # in units
+    place_H: Numbers
+    step_D: Numbers  # from place to place
+    entropy_N: NDArray[np.uint8]
+
+    @property
+    def head_offsets(self) -> I64:
+        """Of kept ids, [N + 1]."""
+        return self.heads.offsets
+
+    @property
+    def draw_offsets(self) -> I64:
+        """Of draws, [N + 1]."""
+        return self.draws.offsets
+
+    def read(self, spans: Spans, out: Rows) -> None:
+        """Writes some rows. Raises CorruptError if they are none."""
+        codec, order_N = self.codec, cut(self.order_N, spans)
+        heads, ids = self.heads.cut(spans)
+        codec.orders.ids_at(self.place_H.spread(ids, out.head_ids), order_N, heads)
+        codec.logprobs.take(cut(self.units_H, ids), out=out.head_logprobs, mode="clip")
+        draws, ids = self.draws.cut(spans)
+        step_D = self.step_D.spread(ids, scratch(len(out.draw_ids), np.dtype(np.int32)))
+        codec.orders.ids_after(step_D, order_N, draws, out.draw_ids)
+        draws.sort(out.draw_ids.view(np.uint32), codec.id_bits)
+        np.divide(cut(self.tail_N, spans), codec.grid.units, out=out.tail_mass, casting="same_kind")
+        read_entropy(cut(self.entropy_N, spans), codec.vocab_size, out.entropy)

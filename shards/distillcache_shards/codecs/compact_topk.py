@@ -8,16 +8,17 @@ N rows, H kept ids in all.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from distillcache_shards.codecs.codec import EncodedBlock, Tables
-from distillcache_shards.codecs.fields import entropy_codes, entropy_nats
+from distillcache_shards.codecs.codec import EncodedBlock, PackedBlock, Spans, Tables, decoded
+from distillcache_shards.codecs.fields import entropy_codes, read_entropy
 from distillcache_shards.codecs.levels import (
     COARSEST_STEP,
     FINEST_STEP,
@@ -28,16 +29,16 @@ from distillcache_shards.codecs.levels import (
     require_levels,
     widest_of,
 )
-from distillcache_shards.codecs.numbers import pack_numbers, pack_pairs, unpack_numbers, unpack_pairs
+from distillcache_shards.codecs.numbers import Numbers, pack_numbers, pack_pairs, take_pairs
 from distillcache_shards.codecs.orders import Orders, train_orders
-from distillcache_shards.codecs.segments import Segments
-from distillcache_shards.codecs.streams import pack_streams, unpack_streams
+from distillcache_shards.codecs.scratch import scratch
+from distillcache_shards.codecs.segments import Segments, cut, steps
+from distillcache_shards.codecs.streams import Streams, pack_streams
 from distillcache_shards.errors import CorruptError
 from distillcache_shards.rows import TOPK, Rows
 
 __all__ = ["CompactTopk"]
 
-NUM_STREAMS = 10
 LEVEL_BITS, ID_BITS = 12, 20
 # Levels are tried on so many rows, and held to a little less than is asked, for other rows lose more or less.
 TRIED_ROWS, SAFETY = 4096, 0.9
@@ -120,19 +121,21 @@ class CompactTopk:
         return level_cells(self.levels)
 
     @cached_property
-    def _masses(self) -> NDArray[np.float32]:
+    def masses(self) -> NDArray[np.float32]:
         """Probability of each level, and none after the last."""
-        return np.append(np.exp(self.levels), np.float32(0))
+        # Rounded from float64: numpy's own exponentials of float32 differ from machine to machine.
+        return np.append(np.exp(self.levels.astype(np.float64)), 0).astype(np.float32)
 
     def encode(self, rows: Rows) -> EncodedBlock:
         """The bytes of a block of rows."""
         assert rows.kind == TOPK
-        heads = Segments(np.diff(rows.head_offsets))
+        heads = Segments.of(np.diff(rows.head_offsets))
         order_N = self.orders.cheapest(rows.head_ids, rows.head_offsets)
         place_H = self.orders.places_of(rows.head_ids, heads.spread(order_N))
         # Levels fall short of 2^12 and places of 2^20: both fit in one key.
         level_H = nearest_levels(self._cells, rows.head_logprobs)
-        key_H = heads.sort((place_H << np.uint32(LEVEL_BITS)) | level_H)
+        key_H = (place_H << np.uint32(LEVEL_BITS)) | level_H
+        heads.sort(key_H, 32)
         level_H = key_H & np.uint32((1 << LEVEL_BITS) - 1)
         lowest_N = heads.largest(level_H)
         with np.errstate(divide="ignore"):
@@ -140,49 +143,87 @@ class CompactTopk:
         tail_N[rows.tail_mass <= 0] = len(self.levels)
         return pack_streams(
             [
-                entropy_codes(rows.entropy, self.vocab_size),
+                *pack_numbers(heads.counts_N.astype(np.uint32)),
                 order_N,
                 pack_pairs(lowest_N),
                 pack_pairs(tail_N),
-                *pack_numbers(heads.counts_N.astype(np.uint32)),
                 *pack_numbers(heads.differences(key_H >> np.uint32(LEVEL_BITS))),
                 *pack_numbers(heads.spread(lowest_N) - level_H),
+                entropy_codes(rows.entropy, self.vocab_size),
             ]
         )
 
+    def open(self, blocks: Sequence[PackedBlock]) -> "OpenTopk":
+        """The rows of some blocks. Raises CorruptError for bytes that are not theirs."""
+        num_rows = [each.num_rows for each in blocks]
+        streams = Streams(blocks)
+        heads = Segments.of(Numbers.of(streams, num_rows).all())
+        num_kept = steps(heads.ends([0, *accumulate(num_rows)]))
+        rows = OpenTopk(
+            self,
+            heads,
+            streams.take(num_rows),
+            take_pairs(streams, num_rows),
+            take_pairs(streams, num_rows),
+            Numbers.of(streams, num_kept),
+            Numbers.of(streams, num_kept),
+            streams.take(num_rows),
+        )
+        streams.end()
+        self.orders.require(rows.order_N)
+        if int(rows.tail_N.max(initial=0)) > len(self.levels):
+            raise CorruptError(f"holds a level that is none of {len(self.levels)}")
+        return rows
+
     def decode(self, data: NDArray[np.uint8], num_rows: int, expanded_bytes: int) -> Rows:
         """The rows of a block. Raises CorruptError for bytes that are not `num_rows` rows."""
-        entropy_N, order_N, lowest, tail, *numbers = unpack_streams(data, NUM_STREAMS, expanded_bytes)
-        heads = Segments(unpack_numbers(numbers[0], numbers[1]))
-        num_kept = int(heads.offsets[-1])
-        if not (
-            len(entropy_N) == len(order_N) == len(heads.counts_N) == num_rows
-            and len(lowest) == len(tail) == 2 * num_rows
-            and len(numbers[2]) == len(numbers[4]) == num_kept
-        ):
-            raise CorruptError(f"holds other than {num_rows} rows of {num_kept} ids")
-        place_H = heads.sums(unpack_numbers(numbers[2], numbers[3]))
-        level_H = unpack_numbers(numbers[4], numbers[5])
-        np.subtract(heads.spread(unpack_pairs(lowest)), level_H, out=level_H)  # if below 0, it is no level
-        tail_N = unpack_pairs(tail)
-        if max(int(level_H.max(initial=0)), int(tail_N.max(initial=0)) - 1) >= len(self.levels):
-            raise CorruptError(f"holds a level that is none of {len(self.levels)}")
-        level_H <<= np.uint32(ID_BITS)
-        level_H |= self.orders.ids_at(place_H, order_N, heads)
-        key_H = heads.sort(level_H)
-        ids_H = key_H & np.uint32((1 << ID_BITS) - 1)
-        key_H >>= np.uint32(ID_BITS)
-        return Rows(
-            TOPK,
-            heads.offsets,
-            ids_H.view(np.int32),
-            self.levels.take(key_H),
-            self._masses.take(tail_N),
-            np.zeros(num_rows + 1, np.int64),
-            np.zeros(0, np.int32),
-            entropy_nats(entropy_N, self.vocab_size),
-        )
+        return decoded(self.open([PackedBlock(data, num_rows, expanded_bytes)]), TOPK)
 
     def row_bytes(self, kept: float, draws: float) -> float:
         """From real prose and code at 49,152 ids and 64 kept; a larger vocabulary adds to the gaps."""
         return 3.8 + kept * (1.32 + max(0.0, math.log2(self.vocab_size / 49_152) / 8))
+
+
+@dataclass(frozen=True, eq=False)
+class OpenTopk:
+    """Rows of `compact-topk`, expanded."""
+
+    codec: CompactTopk
+    heads: Segments
+    order_N: NDArray[np.uint8]
+    lowest_N: NDArray[np.uint32]  # level of the least likely id
+    tail_N: NDArray[np.uint32]  # level of the tail mass
+    step_H: Numbers  # from place to place
+    above_H: Numbers  # levels above the lowest
+    entropy_N: NDArray[np.uint8]
+
+    @property
+    def head_offsets(self) -> NDArray[np.int64]:
+        """Of kept ids, [N + 1]."""
+        return self.heads.offsets
+
+    @property
+    def draw_offsets(self) -> NDArray[np.int64]:
+        """Of no draws, [N + 1]."""
+        return np.zeros(len(self.entropy_N) + 1, np.int64)
+
+    def read(self, spans: Spans, out: Rows) -> None:
+        """Writes some rows. Raises CorruptError if they are none."""
+        codec = self.codec
+        heads, ids = self.heads.cut(spans)
+        ids_H, other_H = out.head_ids, out.head_logprobs.view(np.int32)  # used for steps, then for keys
+        codec.orders.ids_after(self.step_H.spread(ids, other_H), cut(self.order_N, spans), heads, ids_H)
+        key_H = self.above_H.spread(ids, other_H.view(np.uint32))
+        heads.less_than(cut(self.lowest_N, spans), key_H)  # if below 0, it is no level
+        if int(key_H.max(initial=0)) >= len(codec.levels):
+            raise CorruptError(f"holds a level that is none of {len(codec.levels)}")
+        key_H <<= np.uint32(ID_BITS)
+        key_H |= ids_H.view(np.uint32)
+        heads.sort(key_H, 32)
+        np.bitwise_and(key_H, np.uint32((1 << ID_BITS) - 1), out=ids_H.view(np.uint32))
+        key_H >>= np.uint32(ID_BITS)
+        level_H = scratch(len(key_H), np.dtype(np.int64))
+        np.copyto(level_H, key_H)
+        codec.levels.take(level_H, out=out.head_logprobs, mode="clip")
+        codec.masses.take(cut(self.tail_N, spans), out=out.tail_mass, mode="clip")
+        read_entropy(cut(self.entropy_N, spans), codec.vocab_size, out.entropy)

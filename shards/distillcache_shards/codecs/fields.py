@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from distillcache_shards.errors import CorruptError
 from distillcache_shards.rows import Rows
 
-__all__ = ["LOGPROB_DTYPES", "Fields", "entropy_codes", "entropy_nats", "id_dtype"]
+__all__ = ["LOGPROB_DTYPES", "Fields", "entropy_codes", "entropy_nats", "id_dtype", "read_entropy"]
 
 LOGPROB_DTYPES: dict[str, np.dtype[Any]] = {"f16": np.dtype("<f2"), "f32": np.dtype("<f4")}
 ENTROPY_STEPS = 255
@@ -79,6 +79,11 @@ def entropy_codes(entropy: NDArray[np.float32], vocab_size: int) -> NDArray[np.u
 def entropy_nats(codes: NDArray[np.uint8], vocab_size: int) -> NDArray[np.float32]:
     """`entropy_codes` undone."""
     return codes.astype(np.float32) * np.float32(_entropy_unit(vocab_size))
+
+
+def read_entropy(codes: NDArray[np.uint8], vocab_size: int, out: NDArray[np.float32]) -> None:
+    """`entropy_nats`, into an array that is there."""
+    np.multiply(codes, np.float32(_entropy_unit(vocab_size)), out=out)
 
 
 def _entropy_unit(vocab_size: int) -> float:

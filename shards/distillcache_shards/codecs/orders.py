@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from distillcache_shards.codecs.codec import Tables
 from distillcache_shards.codecs.fields import id_dtype
+from distillcache_shards.codecs.numbers import LARGEST
+from distillcache_shards.codecs.scratch import scratch
 from distillcache_shards.codecs.segments import Segments
 from distillcache_shards.errors import CorruptError
 from distillcache_shards.rows import Rows
@@ -23,6 +25,9 @@ from distillcache_shards.rows import Rows
 __all__ = ["Orders", "ids_of", "train_orders"]
 
 MAX_ORDERS, MOST_TRAINED = 256, 32
+MAX_PLACES = 1 << 25  # of all orders: a table of as many ids is laid out
+# So many steps of less than `LARGEST` stay below 2^32.
+MOST_STEPS = (1 << 32) // LARGEST
 # How many ids of the common distribution an order's own are mixed with, so that it knows rare ids too.
 PRIOR_IDS = 2000
 TRAINING_STEPS = 12
@@ -32,6 +37,7 @@ CHUNK_ROWS = 256
 
 U8 = NDArray[np.uint8]
 U32 = NDArray[np.uint32]
+I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
 
 
@@ -52,7 +58,7 @@ class Orders:
             or fronts is None
             or not common.dtype == fronts.dtype == id_dtype(vocab_size)
             or (common.ndim, fronts.ndim) != (1, 2)
-            or not 1 <= len(fronts) <= MAX_ORDERS
+            or not 1 <= len(fronts) <= min(MAX_ORDERS, MAX_PLACES // vocab_size)
             or not all(_are_ids(each, vocab_size) for each in (common, *fronts))
         ):
             raise CorruptError("has no orders of its vocabulary among its tables")
@@ -94,14 +100,49 @@ class Orders:
         places: U32 = self.places.take(order_H.astype(np.int64) * self.vocab_size + ids_H).astype(np.uint32)
         return places
 
-    def ids_at(self, place_H: U32, order_N: U8, rows: Segments) -> NDArray[Any]:
-        """`places_of` undone; changes the places. Raises CorruptError if there is no such place or order."""
+    def require(self, order_N: U8) -> None:
+        """Raises CorruptError if one of these orders does not exist."""
         if int(order_N.max(initial=0)) >= len(self.fronts_CM):
             raise CorruptError(f"counts ids in an order that is none of {len(self.fronts_CM)}")
-        if int(place_H.max(initial=0)) >= self.vocab_size:
+
+    def ids_after(self, step_H: I32, order_N: U8, rows: Segments, out_H: I32) -> None:
+        """Writes ids whose places rise inside each row by these steps.
+
+        The orders must be there. Raises CorruptError for a place that is not.
+        """
+        before_N, last_N = rows.sums(step_H, out_H)
+        worst = int(last_N.view(np.uint32).max(initial=0))
+        base_N = order_N.astype(np.int32)
+        base_N *= np.int32(self.vocab_size)
+        if rows.widest >= MOST_STEPS:
+            # So many could go past 2^32 and come back to where they may be.
+            rows.add(out_H, -before_N)
+            worst = int(out_H.view(np.uint32).max())
+        else:
+            base_N -= before_N
+        self._require_places(worst)
+        rows.add(out_H, base_N)
+        self._look_up(out_H)
+
+    def ids_at(self, place_H: I32, order_N: U8, rows: Segments) -> None:
+        """Puts ids where their places are. The orders must be there. Raises CorruptError as above."""
+        self._require_places(int(place_H.max(initial=0)))
+        base_N = order_N.astype(np.int32)
+        base_N *= np.int32(self.vocab_size)
+        rows.add(place_H, base_N)
+        self._look_up(place_H)
+
+    def _require_places(self, worst: int) -> None:
+        if worst >= self.vocab_size:
             raise CorruptError(f"holds an id outside the vocabulary of {self.vocab_size}")
-        place_H += rows.spread(order_N.astype(np.uint32) * np.uint32(self.vocab_size))
-        return self.ids.take(place_H)
+
+    def _look_up(self, place_H: I32) -> None:
+        """Ids instead of places in the table. Between arrays that are there, `take` needs no new ones."""
+        index_H = scratch(len(place_H), np.dtype(np.int64))
+        np.copyto(index_H, place_H)
+        ids_H = scratch(len(place_H), self.ids.dtype)
+        self.ids.take(index_H, out=ids_H, mode="clip")
+        np.copyto(place_H, ids_H, casting="same_kind")
 
     def cheapest(self, ids_H: NDArray[Any], offsets: I64) -> U8:
         """The order in which the ids of each row come earliest, [N]; equal ones: the first.

@@ -1,13 +1,13 @@
 """The codec `plain`: arrays as they are, readable in place from the memory map."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from distillcache_shards.codecs.codec import EncodedBlock, Tables
+from distillcache_shards.codecs.codec import EncodedBlock, PackedBlock, Tables, WholeRows
 from distillcache_shards.codecs.fields import LOGPROB_DTYPES, Fields, id_dtype
 from distillcache_shards.errors import CorruptError
 from distillcache_shards.rows import SAMPLED, Rows
@@ -53,6 +53,10 @@ class Plain:
         sections.append(fields.entropy)
         data = b"".join(each.tobytes() for each in sections)
         return EncodedBlock(data, len(data))
+
+    def open(self, blocks: Sequence[PackedBlock]) -> WholeRows:
+        """The rows of at least one block. Raises CorruptError for bytes that are not theirs."""
+        return WholeRows([self.decode(each.data, each.num_rows, each.expanded_bytes) for each in blocks])
 
     def decode(self, data: NDArray[np.uint8], num_rows: int, expanded_bytes: int) -> Rows:
         """The rows of a block. Raises CorruptError for bytes that are not `num_rows` rows."""

@@ -1,6 +1,6 @@
 """The codec `zstd`: the same arrays as byte planes, compressed with zstandard."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -8,10 +8,10 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from distillcache_shards.codecs.codec import EncodedBlock, Tables
+from distillcache_shards.codecs.codec import EncodedBlock, PackedBlock, Tables, WholeRows
 from distillcache_shards.codecs.fields import LOGPROB_DTYPES, Fields, id_dtype
+from distillcache_shards.codecs.streams import expand
 from distillcache_shards.errors import CorruptError
-from distillcache_shards.limits import MAX_VOCABULARY
 from distillcache_shards.rows import SAMPLED, Rows
 
 __all__ = ["Zstd"]
@@ -64,11 +64,13 @@ class Zstd:
         ).compress(whole)
         return EncodedBlock(packed, len(whole))
 
+    def open(self, blocks: Sequence[PackedBlock]) -> WholeRows:
+        """The rows of at least one block. Raises CorruptError for bytes that are not theirs."""
+        return WholeRows([self.decode(each.data, each.num_rows, each.expanded_bytes) for each in blocks])
+
     def decode(self, data: NDArray[np.uint8], num_rows: int, expanded_bytes: int) -> Rows:
         """The rows of a block. Raises CorruptError for bytes that are not `num_rows` rows."""
-        if expanded_bytes > num_rows * self._most_row_bytes():
-            raise CorruptError(f"would expand to {expanded_bytes} bytes, too many for {num_rows} rows")
-        whole = _expanded(data, expanded_bytes)
+        whole = expand(data, expanded_bytes)
         place = 0
 
         def take(dtype: np.dtype[Any], count: int) -> NDArray[Any]:
@@ -98,12 +100,6 @@ class Zstd:
             raise CorruptError(f"expands to more than its {num_rows} rows; found {len(whole)} bytes")
         return fields.rows(self.kind, self.vocab_size)
 
-    def _most_row_bytes(self) -> int:
-        """What one row can take at most: every id kept, and as many draws as the format has room for."""
-        ids = id_dtype(self.vocab_size).itemsize
-        kept = self.vocab_size * (ids + LOGPROB_DTYPES[self.logprobs].itemsize)
-        return 13 + kept + (MAX_VOCABULARY * ids if self.kind == SAMPLED else 0)
-
     def row_bytes(self, kept: float, draws: float) -> float:
         """Ids go down to about 85 % and values to 80 % on prose and code."""
         ids = id_dtype(self.vocab_size).itemsize
@@ -114,15 +110,3 @@ class Zstd:
 def _planes(values: NDArray[Any]) -> bytes:
     """First bytes of all elements, then second ones, and so on: equal high bytes lie together."""
     return values.view(np.uint8).reshape(len(values), values.itemsize).T.tobytes()
-
-
-def _expanded(data: NDArray[np.uint8], expanded_bytes: int) -> NDArray[np.uint8]:
-    """The frame's content. Never more than `expanded_bytes` are made room for."""
-    try:
-        declared = zstandard.frame_content_size(data.data)
-        if declared != expanded_bytes:
-            raise CorruptError(f"would expand to {declared} bytes, where {expanded_bytes} are declared")
-        whole = zstandard.ZstdDecompressor().decompress(data.data, max_output_size=expanded_bytes)
-    except zstandard.ZstdError as error:
-        raise CorruptError(f"is no zstandard frame: {error}") from None
-    return np.frombuffer(whole, np.uint8)
