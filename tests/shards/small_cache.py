@@ -28,7 +28,7 @@ BIG_VOCABULARY = 100_000  # ids need more than two bytes
 ALL_MASKED = 6
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class SmallCache:
     """A cache in memory, one entry a sequence in each list, and the way it is to be written."""
 
