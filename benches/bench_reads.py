@@ -151,7 +151,7 @@ def _vocab_size(codec: Codec) -> int:
 
 def _sequences(count: int, num_rows: int, first: int, seed: int) -> Sequences:
     """Sequences of chance tokens, all but the first of each supervised."""
-    tokens = np.random.default_rng(seed).integers(0, 49_000, count * (num_rows + 1)).astype(np.uint16)
+    tokens = np.random.default_rng(seed).integers(0, 6_000, count * (num_rows + 1)).astype(np.uint16)
     supervised = np.ones(len(tokens), np.bool_)
     supervised[:: num_rows + 1] = False
     offsets = np.arange(count + 1, dtype=np.int64) * (num_rows + 1)
