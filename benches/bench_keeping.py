@@ -14,6 +14,7 @@ import argparse
 import json
 import multiprocessing
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -54,6 +55,7 @@ def main() -> None:
                 began = time.perf_counter()
                 bench.run(way)
                 seconds[way].append(time.perf_counter() - began)
+                print(f"{dtype} {way}: {seconds[way][-1]:.2f} s", file=sys.stderr, flush=True)
         figures[f"{dtype}_bare_rows_per_second"] = bench.num_rows / statistics.median(seconds["bare"])
         for way in WAYS[1:]:
             ratios = [ours / bare for ours, bare in zip(seconds[way], seconds["bare"], strict=True)]
