@@ -31,6 +31,7 @@ __all__ = [
     "require_same_tokenizer",
     "save_tokenizer",
     "valid_ids",
+    "vocabulary",
 ]
 
 SPECIAL = ("bos", "eos", "pad", "unk", "sep", "cls", "mask")
@@ -174,3 +175,8 @@ def _id(number: int | None) -> str:
 
 def _template(template: object) -> str:
     return "none" if not template else f"{len(str(template))} characters"
+
+
+def vocabulary(tokenizer: Any) -> int:
+    """V: one more than the largest id of the tokenizer."""
+    return 1 + max(int(each) for each in tokenizer.get_vocab().values())

@@ -24,7 +24,6 @@ from distillcache.teach.teacher import Teacher, load_teacher
 from distillcache.tokenizer import require_same_tokenizer
 from distillcache_shards.cache import Cache
 from distillcache_shards.durable import write_whole
-from distillcache_shards.errors import MissingShardError
 
 __all__ = ["EvaluateResult", "evaluate"]
 
@@ -80,12 +79,7 @@ def _open(config: EvaluateConfig) -> tuple[Cache, NDArray[np.int64]]:
     """The cache, and which of its sequences are evaluated."""
     assert config.cache is not None
     cache = Cache.open(config.cache)
-    missing = cache.missing_shards()
-    if missing:
-        raise MissingShardError(
-            f"{config.cache}: {len(missing)} of {cache.num_shards} shards are not taught yet; "
-            "finish it by the same `distillcache teach` on this folder"
-        )
+    cache.require_whole()
     indices = choose(config, cache)
     if not cache.sequence_row_counts[indices].any():
         raise ConfigError(f"{config.cache}: nothing to evaluate: no held-out sequence has a supervised token")

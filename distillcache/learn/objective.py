@@ -9,7 +9,6 @@ Knows nothing of optimisers, caches or where a batch comes from.
 B sequences, T positions, V vocabulary, N rows, D hidden size.
 """
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +21,7 @@ from distillcache.chunked_loss import SUMS, TeacherLogits, Terms, agreement_of, 
 from distillcache.head import OutputHead
 from distillcache.learn.data import IGNORED
 from distillcache.losses import TeacherRows, full_losses, row_losses
+from distillcache.metrics import perplexity
 
 __all__ = ["SUMS", "Objective", "Scores", "batch_sums"]
 
@@ -219,8 +219,3 @@ def scores(sums: Mapping[str, float]) -> Scores:
         top1_agreement=sums["agree"] / sums["asked"] if sums["asked"] else None,
         num_rows=round(rows),
     )
-
-
-def perplexity(hard_loss: float) -> float:
-    """exp of a cross-entropy in nats; infinite where a float cannot hold it."""
-    return math.exp(hard_loss) if hard_loss < 700 else math.inf

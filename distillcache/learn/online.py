@@ -13,7 +13,7 @@ from torch import Tensor
 from distillcache.errors import TeacherError
 from distillcache.head import OutputHead
 from distillcache.learn.loading import Source
-from distillcache.tokenizer import load_tokenizer
+from distillcache.tokenizer import load_tokenizer, vocabulary
 from distillcache_shards.cache import Cache
 
 __all__ = ["OnlineTeacher", "load_online_teacher", "teacher_identity"]
@@ -44,8 +44,7 @@ def load_online_teacher(
     """
     found = Source.of(source, TeacherError)
     model = found.load(cache, dtype)
-    tokens = load_tokenizer(cache.tokenizer_folder).get_vocab().values()
-    num_ids = 1 + max(int(each) for each in tokens)
+    num_ids = vocabulary(load_tokenizer(cache.tokenizer_folder))
     embedding: Any = model.get_input_embeddings()
     if embedding.weight.shape[0] < num_ids:
         raise TeacherError(

@@ -38,7 +38,6 @@ from distillcache.learn.trainer import LearnTrainer, train_batches
 from distillcache.packing import can_pack, pack_attention, unpack_attention
 from distillcache.quiet import quiet_transformers
 from distillcache_shards.cache import Cache
-from distillcache_shards.errors import MissingShardError
 
 __all__ = ["LearnResult", "learn"]
 
@@ -61,7 +60,8 @@ def learn(config: LearnConfig, *, on_event: OnEvent | None = None) -> LearnResul
     """
     check(config)
     tell = on_event if on_event is not None and is_first_rank() else _silent
-    cache = _open(config.cache)
+    cache = Cache.open(config.cache)
+    cache.require_whole()
     objective = objective_of(config, cache)
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
@@ -203,17 +203,6 @@ def run_identity(config: LearnConfig, cache: Cache, dtype: torch.dtype) -> dict[
 
 def _silent(event: Event) -> None:
     """Nobody watches."""
-
-
-def _open(folder: Path) -> Cache:
-    cache = Cache.open(folder)
-    missing = cache.missing_shards()
-    if missing:
-        raise MissingShardError(
-            f"{folder}: {len(missing)} of {cache.num_shards} shards are not taught yet; "
-            "finish it by the same `distillcache teach` on this folder"
-        )
-    return cache
 
 
 def _check_reporters(config: LearnConfig) -> None:

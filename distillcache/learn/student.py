@@ -15,7 +15,7 @@ from distillcache.config import load_config
 from distillcache.errors import ConfigError, StudentError
 from distillcache.learn.architecture import Architecture
 from distillcache.learn.loading import Source
-from distillcache.tokenizer import load_tokenizer, require_same_tokenizer
+from distillcache.tokenizer import load_tokenizer, require_same_tokenizer, vocabulary
 from distillcache_shards.cache import Cache
 
 __all__ = ["Student", "load_student", "student_identity"]
@@ -70,11 +70,6 @@ def load_student(source: str, cache: Cache, *, seed: int) -> Student:
 def is_new(source: str) -> bool:
     """True if the source is a file of sizes, not a model."""
     return source.endswith(".toml")
-
-
-def vocabulary(tokenizer: Any) -> int:
-    """V of a new student: one more than the largest id of the tokenizer."""
-    return 1 + max(int(each) for each in tokenizer.get_vocab().values())
 
 
 def _architecture(source: str) -> Architecture:

@@ -27,10 +27,11 @@ from distillcache.head import OutputHead
 from distillcache.learn.data import IGNORED, Batching, CacheDataset, TrainBatches, batches_in_order, loader
 from distillcache.learn.events import Evaluated, OnEvent, Step
 from distillcache.learn.lora import Adapter
-from distillcache.learn.objective import SUMS, Scores, batch_sums, perplexity, scores
+from distillcache.learn.objective import SUMS, Scores, batch_sums, scores
 from distillcache.learn.online import OnlineTeacher
 from distillcache.learn.schedule import Schedule
 from distillcache.learn.student import Student
+from distillcache.metrics import perplexity
 
 __all__ = ["LearnTrainer", "train_batches"]
 

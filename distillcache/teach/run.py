@@ -35,7 +35,7 @@ from distillcache.teach.folder import (
 from distillcache.teach.local import LocalTeacher
 from distillcache.teach.plan import cut_shards, make_index, plan_corpus, plan_settings
 from distillcache.teach.source import OnEvent, RowSource
-from distillcache.tokenizer import fingerprint
+from distillcache.tokenizer import fingerprint, vocabulary
 from distillcache_shards.cache import Cache
 from distillcache_shards.claims import claimed, remove_leftovers
 from distillcache_shards.codecs import Codec, codec_of
@@ -323,7 +323,7 @@ def _tokenizer_section(tokenizer: Any, k: int) -> dict[str, Any]:
         raise ConfigError(
             f"--k: must be at most {len(ids)}, the tokens of the teacher's tokenizer, found {k}"
         )
-    return {"sha256": fingerprint(tokenizer), "vocab_size": 1 + max(ids)}
+    return {"sha256": fingerprint(tokenizer), "vocab_size": vocabulary(tokenizer)}
 
 
 def _about(config: TeachConfig, source: RowSource) -> dict[str, Any]:

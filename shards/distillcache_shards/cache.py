@@ -138,6 +138,15 @@ class Cache:
         """Shards that have not been taught yet."""
         return [each for each in range(self.num_shards) if not shard_file(self.folder, each).is_file()]
 
+    def require_whole(self) -> None:
+        """Raises MissingShardError while shards are still to be taught."""
+        missing = self.missing_shards()
+        if missing:
+            raise MissingShardError(
+                f"{self.folder}: {len(missing)} of {self.num_shards} shards are not taught yet; "
+                "finish it by the same `distillcache teach` on this folder"
+            )
+
     def shard(self, number: int) -> Shard:
         """One shard, open and checked but for its rows. Raises MissingShardError if it is not taught yet."""
         found = self._shards.pop(number, None)

@@ -9,6 +9,7 @@ n sequences, S shards.
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,10 @@ class IndexData:
 
     def parts(self) -> list[bytes | memoryview]:
         """The bytes of `index.safetensors`."""
+        return self._parts
+
+    @cached_property
+    def _parts(self) -> list[bytes | memoryview]:
         # The first 8 bytes of a hash, as a big-endian number, sort as the hashes do.
         prefixes = np.ascontiguousarray(self.sequence_hash[:, :8]).view(">u8").reshape(-1).astype("<u8")
         order = np.argsort(prefixes, kind="stable")
@@ -61,6 +66,10 @@ class IndexData:
 
     def sha256(self) -> str:
         """Of those bytes, in hex: by it a plan knows its index."""
+        return self._sha256
+
+    @cached_property
+    def _sha256(self) -> str:
         digest = hashlib.sha256()
         for part in self.parts():
             digest.update(part)
