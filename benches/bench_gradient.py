@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benches.bench_students import HARD, ONLINE, Learner, made_up, warm_student
+from benches.bench_students import HARD, ONLINE, Learner, made_up, warm_student, whole
 from benches.distillation import KINDS, PARTS, Said, as_tensors
 from distillcache.chunked_loss import Terms, chunked_sums
 
@@ -132,7 +132,7 @@ def _gradient(
             hidden_ND,
             targets_N,
             Terms(0.0, "forward-kl", 1.0),
-            teacher=lambda start, stop: logits_NV[start:stop],
+            teacher=whole(logits_NV),
         )
     else:
         rows = as_tensors(KINDS[way].rows(logits_NV, said.places(batch), seed))

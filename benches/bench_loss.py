@@ -121,8 +121,8 @@ def rows_of(kind: str, num_rows: int, vocab_size: int) -> dict[str, Tensor]:
 def objective_of(kind: str) -> Objective:
     """Half hard and half soft, at the temperature that each kind has by default."""
     if kind == "hard":
-        return Objective(1.0, None, 1.0, "topk", 1.0)
-    return Objective(0.5, "forward-kl", 1.0 if kind == "sampled" else 2.0, kind, 1.0)
+        return Objective(1.0, None, 1.0, "topk", 1.0, None)
+    return Objective(0.5, "forward-kl", 1.0 if kind == "sampled" else 2.0, kind, 1.0, None)
 
 
 def plain_step(model: LlamaForCausalLM, batch: dict[str, Any]) -> float:
@@ -138,7 +138,7 @@ def plain_step(model: LlamaForCausalLM, batch: dict[str, Any]) -> float:
 def our_step(head: OutputHead, kind: str, batch: dict[str, Any]) -> tuple[float, float]:
     """Loss and hard loss."""
     head.model.zero_grad(set_to_none=True)
-    loss, sums = batch_sums(head, objective_of(kind), batch, agreement=False)
+    loss, sums = batch_sums(head, objective_of(kind), batch)
     (loss / sums[4]).backward()
     return float(sums[0] / sums[4]), float(sums[1] / sums[4])
 

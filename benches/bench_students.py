@@ -5,8 +5,8 @@
 
 All begin as one warm student, and take the same batches in the same order; a batch's teacher logits are made
 once for all. Cross-entropy alone is share 0 of the way, full distillation online share 1.
-Goes on where it was stopped: every so many steps all students are put on disk. Several seeds run as several
-processes, each of one thread.
+Goes on where it was stopped: every so many steps each student is put on disk. Some of the ways, or seeds, may
+run in a process of their own, each of one thread, in one folder: shares are told once the two ends are there.
 
 N rows of a batch, V vocabulary.
 """
@@ -15,6 +15,7 @@ import argparse
 import json
 import math
 import os
+import re
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -25,15 +26,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benches.distillation import KINDS, Kind, Said, as_tensors, new_student, row_bytes
-from distillcache.chunked_loss import Terms, chunked_sums
+from benches.distillation import KINDS, Said, as_tensors, kept, new_student, row_bytes
+from distillcache.chunked_loss import TeacherLogits, Terms, chunked_sums
 from distillcache.head import OutputHead
 from distillcache.linear_head import LinearHead
 from distillcache.metrics import exact_metrics, means, summed
 
-__all__ = ["HARD", "ONLINE", "Learner", "made_up", "warm_student"]
+__all__ = ["HARD", "ONLINE", "Learner", "made_up", "warm_student", "whole"]
 
 HARD, ONLINE = "cross-entropy", "online"
+WAYS = (HARD, ONLINE, *KINDS)
 SEQUENCES = 2  # of 512 tokens, in a batch
 WARM_LEARNING_RATE, LEARNING_RATE, WARM_UP = 2e-3, 1e-3, 10
 SAVE_EVERY = 50
@@ -50,7 +52,7 @@ def main() -> None:
     parser.add_argument("--warm-steps", type=int, default=300, help="of cross-entropy, before all")
     parser.add_argument("--steps", type=int, default=110)
     parser.add_argument("--seed", type=int, default=1, help="of the order of the batches, and of draws")
-    parser.add_argument("--kinds", nargs="*", default=None, help="some of the kinds only")
+    parser.add_argument("--ways", nargs="*", default=WAYS, help="some only: " + ", ".join(WAYS))
     parser.add_argument("--eval-every", type=int, default=None, help="steps; at the end alone unless given")
     args = parser.parse_args()
     if args.quick:
@@ -69,23 +71,22 @@ def main() -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, float]:
-    """Every figure, by the name of its way of learning."""
+    """Every figure of the ways asked for, by its name."""
     train, calibration = Said(args.folder, "train"), Said(args.folder, "calibration")
     held_out = {name: Said(args.folder, f"held_out_{name}") for name in ("code", "prose")}
-    ways = [HARD, ONLINE, *(args.kinds if args.kinds is not None else KINDS)]
     warm = warm_student(args.folder, args.student, args.warm_steps, train)
-    learning = _Learning(args, ways, train, warm)
+    learning = _Learning(args, train, warm)
     learning.run(held_out)
+    hard, full = learning.scores(HARD), learning.scores(ONLINE)
     figures: dict[str, float] = {}
-    for way in ways:
-        for name, scores in learning.scores[way].items():
-            figures[f"{way}: {name}"] = scores
+    for way in args.ways:
+        scores = learning.scores(way)
+        figures |= {f"{way}: {name}": score for name, score in scores.items()}
         if way in KINDS:
             figures[f"{way}: bytes a row"] = _bytes(args.folder, way, calibration, held_out)
-    for name in ("code", "prose", "all"):
-        hard, full = (figures[f"{way}: {name} KL"] for way in (HARD, ONLINE))
-        for way in ways:
-            figures[f"{way}: {name} share"] = (hard - figures[f"{way}: {name} KL"]) / (hard - full)
+        for name in ("code KL", "prose KL", "all KL") if hard and full else ():
+            share = (hard[name] - scores[name]) / (hard[name] - full[name])
+            figures[f"{way}: {name.replace('KL', 'share')}"] = share
     assert all(math.isfinite(each) for each in figures.values())
     return figures
 
@@ -143,84 +144,101 @@ def warm_student(folder: Path, student: str, steps: int, train: Said) -> dict[st
 class _Learning:
     """All ways of learning in step with each other."""
 
-    def __init__(
-        self, args: argparse.Namespace, ways: Sequence[str], train: Said, warm: dict[str, Tensor]
-    ) -> None:
+    def __init__(self, args: argparse.Namespace, train: Said, warm: dict[str, Tensor]) -> None:
         self.args, self.train = args, train
-        self.name = f"{args.student}-{args.warm_steps}-{args.steps}-seed{args.seed}"
-        self.learners = {way: Learner(args.student, train.vocab_size, LEARNING_RATE) for way in ways}
-        for learner in self.learners.values():
+        self.folder = args.folder / f"{args.student}-{args.warm_steps}-{args.steps}-seed{args.seed}"
+        self.folder.mkdir(exist_ok=True)
+        self.learners = {way: Learner(args.student, train.vocab_size, LEARNING_RATE) for way in args.ways}
+        self.begun = dict.fromkeys(args.ways, 0)
+        for way, learner in self.learners.items():
             learner.model.load_state_dict(warm)
-        self.scores: dict[str, dict[str, float]] = {}
-        self.begun = 0
-        self.file = args.folder / f"students-{self.name}.pt"
-        if self.file.is_file():
-            found = torch.load(self.file, weights_only=False)
-            self.begun = found["step"]
-            for way in ways:
-                self.learners[way].load(found[way])
+            file = self._file(way, ".pt")
+            if file.is_file():
+                found = torch.load(file)
+                self.begun[way] = found.pop("step")
+                learner.load(found)
 
     def run(self, held_out: dict[str, Said]) -> None:
-        """To the last step, and the scores of all then."""
+        """To the last step; scores of all then, and on the way if asked."""
         began = time.monotonic()
         batches = _batches(self.train, self.args.seed)
+        every = self.args.eval_every or self.args.steps
         for step, batch in zip(range(self.args.steps), batches, strict=False):
-            if step < self.begun:
+            done = step + 1
+            ways = [way for way in self.learners if self.begun[way] < done]
+            if not ways:
                 continue
-            ids_BT, logits_NV = self.train.ids(batch), self.train.logits(batch)
-            places_N = self.train.places(batch)
-            losses = {way: self._step(way, step, ids_BT, logits_NV, places_N) for way in self.learners}
-            if (step + 1) % SAVE_EVERY == 0 or step + 1 == self.args.steps:
-                states = {way: learner.state() for way, learner in self.learners.items()}
-                _save({"step": step + 1, **states}, self.file)
-            every = self.args.eval_every
-            if every and (step + 1) % every == 0:
-                self._evaluate(held_out, step + 1)
+            losses = self._steps(ways, step, batch)
+            if done % SAVE_EVERY == 0 or done % every == 0 or done == self.args.steps:
+                if done % every == 0 or done == self.args.steps:
+                    self._evaluate(ways, held_out, done)
+                for way in ways:
+                    _save({"step": done, **self.learners[way].state()}, self._file(way, ".pt"))
             if step % 10 == 0 and not self.args.quick:
                 shown = "  ".join(f"{way} {loss:.3f}" for way, loss in losses.items())
                 print(f"step {step}, {time.monotonic() - began:.0f} s: {shown}", flush=True)
-        self._evaluate(held_out, self.args.steps)
 
-    def _step(self, way: str, step: int, ids_BT: Tensor, logits_NV: Tensor, places_N: np.ndarray) -> float:
-        learner = self.learners[way]
-        if way == HARD:
-            return learner.step(step, ids_BT, Terms(1.0, None, 1.0))
-        if way == ONLINE:
-            return learner.step(
-                step, ids_BT, Terms(0.0, "forward-kl", 1.0), teacher=lambda start, stop: logits_NV[start:stop]
-            )
-        kind: Kind = KINDS[way]
-        rows = as_tensors(kind.rows(logits_NV, places_N, self.args.seed))
-        return learner.step(step, ids_BT, Terms(0.0, kind.loss, 1.0), rows=rows)
+    def scores(self, way: str) -> dict[str, float]:
+        """The last of one way, which another process may have reached; none before."""
+        file = self._file(way, ".json")
+        scores: dict[str, float] = json.loads(file.read_bytes())[-1] if file.is_file() else {}
+        return scores if scores.get("step") == self.args.steps else {}
 
-    def _evaluate(self, held_out: dict[str, Said], step: int) -> None:
+    def _file(self, way: str, suffix: str) -> Path:
+        return Path(self.folder / (re.sub(r"[^a-zA-Z0-9]+", "-", way) + suffix))
+
+    def _steps(self, ways: Sequence[str], step: int, batch: list[int]) -> dict[str, float]:
+        """One of each, and the losses; the teacher's logits are made only if one needs them."""
+        ids_BT = self.train.ids(batch)
+        logits_NV = self.train.logits(batch) if ONLINE in ways else None
+        losses = {}
+        for way in ways:
+            terms = Terms(1.0, None, 1.0)
+            teacher: dict[str, Any] = {}
+            if way == ONLINE:
+                assert logits_NV is not None
+                terms, teacher = Terms(0.0, "forward-kl", 1.0), {"teacher": whole(logits_NV)}
+            elif way in KINDS:
+                rows = kept(self.args.folder, self.train, way, batch, self.args.seed)
+                terms, teacher = Terms(0.0, KINDS[way].loss, 1.0), {"rows": as_tensors(rows)}
+            losses[way] = self.learners[way].step(step, ids_BT, terms, **teacher)
+        return losses
+
+    def _evaluate(self, ways: Sequence[str], held_out: dict[str, Said], step: int) -> None:
         """Against the teacher's whole distribution."""
         sums: dict[tuple[str, str], Tensor] = {}
         for name, said in held_out.items():
             for sequence in range(said.num_sequences):
                 teacher_NV = said.logits([sequence]).log_softmax(1)
                 ids_1T = said.ids([sequence])
-                for way, learner in self.learners.items():
+                for way in ways:
+                    learner = self.learners[way]
                     with torch.inference_mode():
                         hidden_ND = learner.head.hidden(ids_1T)[0, :-1]
                         logits_NV = learner.linear().logits(hidden_ND)
                         found = summed(exact_metrics(logits_NV, ids_1T[0, 1:], teacher_NV))
                     for key in ((way, name), (way, "all")):
                         sums[key] = sums.get(key, torch.zeros_like(found)) + found
-        self.scores = {way: {} for way in self.learners}
-        for (way, name), total in sums.items():
-            found_means = means(total)
-            known = {
-                f"{name} KL": found_means.kl,
-                f"{name} cross-entropy": found_means.hard_loss,
-                f"{name} top-1 agreement": found_means.top1_agreement,
-                f"{name} calibration error": found_means.calibration_error,
-                f"{name} acceptance": found_means.acceptance_low,
-            }
-            self.scores[way] |= {key: value for key, value in known.items() if value is not None}
-        line = {"name": self.name, "step": step, "scores": self.scores}
-        with (self.args.folder / "results.jsonl").open("a") as stream:
-            stream.write(json.dumps(line) + "\n")
+        for way in ways:
+            scores: dict[str, float] = {"step": step}
+            for name in (*held_out, "all"):
+                found_means = means(sums[way, name])
+                known = {
+                    f"{name} KL": found_means.kl,
+                    f"{name} cross-entropy": found_means.hard_loss,
+                    f"{name} top-1 agreement": found_means.top1_agreement,
+                    f"{name} calibration error": found_means.calibration_error,
+                    f"{name} acceptance": found_means.acceptance_low,
+                }
+                scores |= {key: value for key, value in known.items() if value is not None}
+            file = self._file(way, ".json")
+            before = json.loads(file.read_bytes()) if file.is_file() else []
+            file.write_text(json.dumps([each for each in before if each["step"] < step] + [scores]))
+
+
+def whole(logits_NV: Tensor) -> TeacherLogits:
+    """A teacher's logits as full distillation takes them."""
+    return lambda start, stop: logits_NV[start:stop]
 
 
 def _batches(train: Said, seed: int) -> Iterator[list[int]]:

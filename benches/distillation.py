@@ -10,6 +10,7 @@ S sequences of T tokens, each with T - 1 rows; N rows of a batch, V vocabulary, 
 
 import dataclasses
 import json
+import os
 import sysconfig
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ from distillcache_shards.codecs.compact_topk import CompactTopk
 from distillcache_shards.codecs.grid import Grid
 from distillcache_shards.rows import Rows
 
-__all__ = ["KINDS", "PARTS", "Kind", "Said", "T", "as_tensors", "new_student", "row_bytes"]
+__all__ = ["KINDS", "PARTS", "Kind", "Said", "T", "as_tensors", "kept", "new_student", "row_bytes"]
 
 T = 512
 PARTS = ("held_out_code", "held_out_prose", "calibration", "train")
@@ -73,6 +74,7 @@ KINDS = {
     "sampled 1/16": Kind(sampler=Sampler(Grid.of(1 / 16))),
     "sampled 1/25": Kind(sampler=Sampler(Grid.of(1 / 25))),
     "sampled 1/50": Kind(sampler=Sampler(Grid.of(1 / 50))),
+    "sampled 1/85": Kind(sampler=Sampler(Grid.of(1 / 85))),
 }
 
 
@@ -137,6 +139,22 @@ class Said:
                     done = min(start + 4, wanted)
                     about_file.write_text(json.dumps({"done": done, "hidden_size": hidden_size}))
             assert file.stat().st_size == 2 * int(np.prod(shape))
+
+
+def kept(folder: Path, said: Said, name: str, sequences: Sequence[int], seed: int) -> Rows:
+    """Rows of one kind, as a cache holds them: made of the teacher's logits once, then read."""
+    parts = []
+    for sequence in sequences:
+        file = folder / "rows" / f"{name.replace('/', '-')}-seed{seed}" / f"{sequence}.npz"
+        if not file.is_file():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            rows = KINDS[name].rows(said.logits([sequence]), said.places([sequence]), seed)
+            partial = file.with_suffix(f".{os.getpid()}.npz")
+            np.savez(partial, **dataclasses.asdict(rows))
+            partial.replace(file)
+        with np.load(file) as arrays:
+            parts.append(Rows(**{key: arrays[key] for key in arrays.files} | {"kind": str(arrays["kind"])}))
+    return Rows.concatenate(parts)
 
 
 def _sequences(tokenizer: Any, counts: dict[str, int], prose: Path | None) -> dict[str, np.ndarray]:

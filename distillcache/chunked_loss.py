@@ -26,10 +26,10 @@ from distillcache.linear_head import HeadPass, LinearHead
 from distillcache.logit_gradients import Terms, from_rows_, from_teacher_
 from distillcache.losses import RowLosses, TeacherRows, check_loss, is_tempered
 
-__all__ = ["SUMS", "TeacherLogits", "Terms", "agreement_of", "chunked_sums", "sums_of"]
+__all__ = ["SUMS", "TeacherLogits", "Terms", "chunked_sums", "sums_of"]
 
-# What is summed over rows; `agree` of those of which the teacher's most likely id is known, `asked`.
-SUMS = ("loss", "hard", "soft", "kl", "rows", "agree", "asked")
+# What is summed over rows.
+SUMS = ("loss", "hard", "soft", "kl", "rows")
 # All buffers of a chunk. Products want many rows, since each chunk reads and writes the head's matrix.
 CHUNK_BYTES = 80 << 20
 
@@ -45,17 +45,15 @@ def chunked_sums(
     *,
     rows: TeacherRows | None = None,
     teacher: TeacherLogits | None = None,
-    agreement: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """The loss, summed over N rows, with a gradient, and without one all `SUMS`, [7].
+    """The loss, summed over N rows, with a gradient, and without one all `SUMS`, [5].
 
     Against `rows`, or against a whole `teacher`, or neither.
-    `agreement`: also count where the likeliest ids of student and teacher are the same.
     The gradient can be taken once. Raises ValueError for a loss that the teacher's kind does not allow.
     """
     assert rows is None or teacher is None
     check_loss("whole" if teacher is not None else "topk" if rows is None else rows.kind, terms.loss)
-    job = _Job(head, targets_N, terms, rows, teacher, agreement)
+    job = _Job(head, targets_N, terms, rows, teacher)
     inputs = (hidden_ND.to(head.weight_VD.device), head.weight_VD, head.bias_V)
     needs = [torch.is_grad_enabled() and each is not None and each.requires_grad for each in inputs]
     if not any(needs):
@@ -65,8 +63,8 @@ def chunked_sums(
     return total, sums
 
 
-def sums_of(losses: RowLosses, terms: Terms, agree_N: Tensor | None) -> Tensor:
-    """`SUMS` of rows, [7]; the first may have a gradient. `agree_N` as of `agreement_of`."""
+def sums_of(losses: RowLosses, terms: Terms) -> Tensor:
+    """`SUMS` of rows, [5]; the first may have a gradient."""
     total_N = terms.total(losses)
     zero = total_N.new_zeros(())
     return torch.stack(
@@ -76,15 +74,8 @@ def sums_of(losses: RowLosses, terms: Terms, agree_N: Tensor | None) -> Tensor:
             zero if losses.soft_N is None else losses.soft_N.detach().sum(),
             zero if losses.kl_N is None else losses.kl_N.sum(),
             zero + len(total_N),
-            zero if agree_N is None else (agree_N > 0).sum().to(zero),
-            zero if agree_N is None else (agree_N >= 0).sum().to(zero),
         ]
     )
-
-
-def agreement_of(logits_NV: Tensor, top1_N: Tensor) -> Tensor:
-    """1 where the likeliest id is the teacher's, 0 where not, -1 where the teacher's is unknown, [N]."""
-    return torch.where(top1_N < 0, -1, (logits_NV.argmax(1) == top1_N).long())
 
 
 class _InOnePass(torch.autograd.Function):
@@ -117,7 +108,6 @@ class _Job:
     terms: Terms
     rows: TeacherRows | None
     teacher: TeacherLogits | None
-    agreement: bool
 
     @torch.no_grad()
     def run(
@@ -166,15 +156,10 @@ class _Job:
             slope_nV = self.head.slope(logits_nV)
         if self.teacher is not None:
             teacher_nU = self.teacher(start, stop).to(logits_nV)
-            top1_n = teacher_nU.argmax(1) if self.agreement else None
-        else:
-            rows = None if self.rows is None else self.rows[start:stop]
-            top1_n = rows.top1() if self.agreement and rows is not None else None
-        agree_n = None if top1_n is None else agreement_of(logits_nV, top1_n)
-        if self.teacher is not None:
             losses = from_teacher_(logits_nV, targets_n, teacher_nU, self.terms, with_gradient=with_gradient)
         else:
+            rows = None if self.rows is None else self.rows[start:stop]
             losses = from_rows_(logits_nV, targets_n, rows, self.terms, with_gradient=with_gradient)
         if slope_nV is not None:
             logits_nV.mul_(slope_nV)
-        return sums_of(losses, self.terms, agree_n)
+        return sums_of(losses, self.terms)

@@ -10,8 +10,8 @@ from distillcache_cli.terminal import Progress, print_json, print_table
 
 if TYPE_CHECKING:
     from distillcache.learn.events import Event, Started, Step
-    from distillcache.learn.objective import Scores
     from distillcache.learn.result import LearnResult
+    from distillcache.learn.scores import Scores
 
 __all__ = ["EXAMPLE", "learn"]
 
@@ -90,6 +90,8 @@ def _scores_words(scores: "Scores") -> str:
 
 
 def _print(result: "LearnResult") -> None:
+    from distillcache.learn.card import score_words
+
     speed = result.tokens_per_second
     best = [] if result.best_step is None else [("best step, kept", f"{result.best_step:,}")]
     facts = [
@@ -102,7 +104,7 @@ def _print(result: "LearnResult") -> None:
     ]
     print_table(f"{result.output}", facts, numbers=(1,))
     if result.before is not None and result.after is not None:
-        rows = zip(_cells(result.before), _cells(result.after), strict=True)
+        rows = zip(score_words(result.before), score_words(result.after), strict=True)
         print_table(
             "On held-out records",
             [(name, before, after) for (name, before), (_, after) in rows],
@@ -110,13 +112,3 @@ def _print(result: "LearnResult") -> None:
             numbers=(1, 2),
         )
     print(result.output)
-
-
-def _cells(scores: "Scores") -> list[tuple[str, str]]:
-    agreement = scores.top1_agreement
-    return [
-        ("KL to the teacher, nats", f"{scores.kl:.4f}"),
-        ("cross-entropy, nats", f"{scores.hard_loss:.4f}"),
-        ("perplexity", f"{scores.perplexity:,.2f}"),
-        ("same most likely token", "-" if agreement is None else f"{100 * agreement:.1f} %"),
-    ]

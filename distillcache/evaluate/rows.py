@@ -19,9 +19,8 @@ from torch import Tensor
 
 from distillcache.evaluate.events import OnEvent, Progress
 from distillcache.evaluate.result import Figure, RowScores
-from distillcache.evaluate.text import text_bytes
 from distillcache.head import OutputHead
-from distillcache.learn.data import IGNORED, batches_in_order, collate
+from distillcache.learn.data import IGNORED, batches_in_order, collate, sampled_at
 from distillcache.losses import TeacherRows
 from distillcache.metrics import (
     NUM_SUMS,
@@ -34,6 +33,7 @@ from distillcache.metrics import (
     summed,
 )
 from distillcache.teach.teacher import Teacher
+from distillcache.tokenizer import text_bytes
 from distillcache_shards.cache import Cache
 
 __all__ = ["evaluate_rows"]
@@ -113,7 +113,7 @@ def _totals(
         _Sums(num_sequences),
         *(torch.zeros(num_sequences, dtype=torch.float64) for _ in range(3)),
     )
-    temperature, tau = _sampled_at(cache)
+    temperature, tau = sampled_at(cache)
     total_rows = int(cache.sequence_row_counts[indices].sum(dtype=np.int64))
     done = 0
     lengths = cache.sequence_lengths[indices].astype(np.int64)
@@ -197,25 +197,12 @@ def _on(rows: TeacherRows, device: torch.device) -> TeacherRows:
     return TeacherRows(rows.kind, **values)
 
 
-def _sampled_at(cache: Cache) -> tuple[float, float | None]:
-    """Temperature and threshold of `sampled` rows; no threshold where there is none."""
-    about = cache.plan["rows"]
-    if cache.row_kind != "sampled":
-        return 1.0, None
-    temperature = float(about.get("temperature", 1.0))
-    if "tau" in about:
-        return temperature, float(about["tau"])
-    if about.get("method") == "threshold" and "units" in about:
-        return temperature, about["draw_units"] / about["units"]
-    return temperature, None
-
-
 def _figures(totals: _Totals, records_S: NDArray[np.int64], cache: Cache) -> tuple[Figure, ...]:
     found = means(totals.cached.all)
     rows = f"{found.num_rows:,} tokens"
     stderr = _Stderr(totals.cached, totals.num_rows_S, records_S)
     num_bytes = int(totals.num_bytes_S.sum())
-    temperature, tau = _sampled_at(cache)
+    temperature, tau = sampled_at(cache)
     sampled = cache.row_kind == "sampled"
     at = f" at temperature {temperature:g}" if temperature != 1 else ""
     kl_note = (

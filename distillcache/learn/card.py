@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from distillcache.learn.config import LearnConfig
-from distillcache.learn.objective import Objective, Scores
+from distillcache.learn.objective import Objective
 from distillcache.learn.result import LearnResult
 from distillcache.learn.schedule import Schedule
+from distillcache.learn.scores import Scores
 from distillcache_shards.cache import Cache
 
-__all__ = ["model_card"]
+__all__ = ["model_card", "score_words"]
 
 SOFT = {
     "forward-kl": "forward KL",
@@ -71,7 +72,7 @@ def model_card(
             "",
             "## On held-out records",
             "",
-            *_table(("", "before", "after"), _score_rows(result.before, result.after)),
+            *_table(("", "before", "after"), _before_and_after(result.before, result.after)),
             "",
             _kl_words(schedule.start),
         ]
@@ -134,15 +135,27 @@ def _kl_words(objective: Objective) -> str:
     )
 
 
-def _score_rows(before: Scores, after: Scores) -> list[tuple[str, str, str]]:
-    def share(each: float | None) -> str:
-        return "-" if each is None else f"{100 * each:.1f} %"
+def _before_and_after(before: Scores, after: Scores) -> list[tuple[str, str, str]]:
+    pairs = zip(score_words(before), score_words(after), strict=True)
+    return [(name, first, last) for (name, first), (_, last) in pairs]
 
+
+def score_words(scores: Scores) -> list[tuple[str, str]]:
+    """Each score with its name, for a table; "-" where the rows do not tell."""
+
+    def share(value: float | None) -> str:
+        return "-" if value is None else f"{100 * value:.1f} %"
+
+    low, high = share(scores.acceptance_min), share(scores.acceptance_max)
+    bits = scores.bits_per_byte
     return [
-        ("KL to the teacher", f"{before.kl:.4f}", f"{after.kl:.4f}"),
-        ("cross-entropy", f"{before.hard_loss:.4f}", f"{after.hard_loss:.4f}"),
-        ("perplexity", f"{before.perplexity:,.2f}", f"{after.perplexity:,.2f}"),
-        ("same most likely token", share(before.top1_agreement), share(after.top1_agreement)),
+        ("KL to the teacher, nats", f"{scores.kl:.4f}"),
+        ("cross-entropy, nats", f"{scores.hard_loss:.4f}"),
+        ("perplexity", f"{scores.perplexity:,.2f}"),
+        ("bits a byte", "-" if bits is None else f"{bits:.4f}"),
+        ("same most likely token", share(scores.top1_agreement)),
+        ("calibration error", share(scores.calibration_error)),
+        ("acceptance", low if low == high else f"{low.removesuffix(' %')} to {high}"),
     ]
 
 

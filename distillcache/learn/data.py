@@ -32,6 +32,7 @@ __all__ = [
     "batches_in_order",
     "collate",
     "loader",
+    "sampled_at",
     "split",
 ]
 
@@ -55,6 +56,15 @@ class Batching:
         by_tokens = None if self.batch_tokens is None else max(1, self.batch_tokens // length)
         bounds = [each for each in (self.batch_size, by_tokens) if each is not None]
         return min(bounds)
+
+
+def sampled_at(cache: Cache) -> tuple[float, float | None]:
+    """Temperature and threshold of `sampled` rows: 1 of others, and no threshold where none was used."""
+    about = cache.plan["rows"]
+    if cache.row_kind != "sampled":
+        return 1.0, None
+    tau = about["draw_units"] / about["units"] if about.get("method") == "threshold" else None
+    return float(about.get("temperature", 1.0)), tau
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from distillcache.learn.objective import Scores
+from distillcache.learn.scores import Scores
 
 __all__ = ["Done", "Evaluated", "Event", "OnEvent", "Started", "Step", "Warned"]
 

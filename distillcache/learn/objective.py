@@ -17,13 +17,12 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from distillcache.chunked_loss import SUMS, TeacherLogits, Terms, agreement_of, chunked_sums, sums_of
+from distillcache.chunked_loss import SUMS, TeacherLogits, Terms, chunked_sums, sums_of
 from distillcache.head import OutputHead
 from distillcache.learn.data import IGNORED
 from distillcache.losses import TeacherRows, full_losses, row_losses
-from distillcache.metrics import perplexity
 
-__all__ = ["SUMS", "Objective", "Scores", "batch_sums"]
+__all__ = ["SUMS", "Objective", "batch_logits", "batch_sums"]
 
 # Logits of one chunk in fp32, where autograd forms their gradient. From 32 MiB on, glibc takes every buffer
 # anew from the system, which cost half as much again (V = 49,152, one core); below 16 MiB the head's matrix
@@ -40,6 +39,7 @@ class Objective:
     temperature: float  # of the soft loss
     row_kind: str  # the cache's
     row_temperature: float  # at which `sampled` rows were drawn; 1 for `topk`
+    row_tau: float | None  # their threshold; None for rows without one
 
     @property
     def terms(self) -> Terms:
@@ -48,45 +48,28 @@ class Objective:
         return Terms(self.alpha, self.soft_loss, self.temperature if has_soft else self.row_temperature)
 
 
-@dataclass(frozen=True)
-class Scores:
-    """A student's on held-out rows, in nats a row."""
-
-    hard_loss: float
-    perplexity: float
-    # To the teacher: of `topk` rows over K + 1 buckets at temperature 1, of `sampled` rows an estimate.
-    kl: float
-    top1_agreement: float | None  # share of rows; None where no row tells the teacher's first id
-    num_rows: int
-
-
 def batch_sums(
     head: OutputHead,
     objective: Objective,
     batch: Mapping[str, Any],
     *,
-    agreement: bool,
     teacher: OutputHead | None = None,
     num_ids: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The loss, summed over the rows of a batch, and without gradient all `SUMS`, [7].
+    """The loss, summed over the rows of a batch, and without gradient all `SUMS`, [5].
 
     `batch` as `distillcache.learn.data.collate` makes it, on one device; without rows only a hard loss.
     Packed sequences come with `position_ids` in place of an `attention_mask`.
-    `agreement`: also count where the likeliest ids of student and teacher are the same.
     `teacher`: a whole one to learn from, in place of rows, of which `num_ids` ids count: the tokenizer's.
     The gradient can be taken once.
     """
     assert teacher is None or "rows" not in batch
-    labels_BT = batch["labels"]
-    sequences_N, positions_N = (labels_BT[:, 1:] != IGNORED).nonzero(as_tuple=True)
-    inputs = _Inputs(batch, sequences_N, positions_N)
+    inputs = _Inputs.of(batch)
     parts = _Parts(
         terms=objective.terms,
-        targets_N=labels_BT[sequences_N, positions_N + 1],
+        targets_N=inputs.targets_N,
         rows=TeacherRows(objective.row_kind, **batch["rows"]) if "rows" in batch else None,
         teacher=None if teacher is None else _teacher_logits(teacher, inputs, num_ids),
-        agreement=agreement,
     )
     if head.whole_logits:
         return _whole(head, inputs, parts)
@@ -100,8 +83,17 @@ def batch_sums(
         parts.terms,
         rows=parts.rows,
         teacher=parts.teacher,
-        agreement=agreement,
     )
+
+
+def batch_logits(head: OutputHead, batch: Mapping[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits [n, V] and targets [n] of the rows of a batch, in their order, a chunk at a time."""
+    inputs = _Inputs.of(batch)
+    start = 0
+    for logits_nV in inputs.logits(head):
+        targets_n = inputs.targets_N[start : start + len(logits_nV)].to(logits_nV.device)
+        yield logits_nV, targets_n
+        start += len(targets_n)
 
 
 @dataclass(frozen=True)
@@ -111,6 +103,14 @@ class _Inputs:
     batch: Mapping[str, Any]
     sequences_N: Tensor
     positions_N: Tensor
+    targets_N: Tensor
+
+    @classmethod
+    def of(cls, batch: Mapping[str, Any]) -> "_Inputs":
+        """Every position before a supervised token."""
+        labels_BT = batch["labels"]
+        sequences_N, positions_N = (labels_BT[:, 1:] != IGNORED).nonzero(as_tuple=True)
+        return cls(batch, sequences_N, positions_N, labels_BT[sequences_N, positions_N + 1])
 
     def hidden(self, head: OutputHead) -> Tensor:
         """Hidden states there, [N, D]."""
@@ -120,8 +120,8 @@ class _Inputs:
         # Not by two indices, whose gradient is summed one element at a time.
         return hidden_BTD.flatten(0, 1).index_select(0, places_N.to(hidden_BTD.device))
 
-    def whole_logits(self, head: OutputHead) -> Iterator[Tensor]:
-        """Logits there, in chunks, of a model that must be run whole."""
+    def logits(self, head: OutputHead) -> Iterator[Tensor]:
+        """Logits there, in chunks."""
         return head.rows_logits(
             self.batch["input_ids"],
             self.batch.get("attention_mask"),
@@ -140,10 +140,9 @@ class _Parts:
     targets_N: Tensor
     rows: TeacherRows | None
     teacher: TeacherLogits | None
-    agreement: bool
 
     def sums(self, logits_nV: Tensor, start: int) -> Tensor:
-        """`SUMS` of these logits of rows from `start` on, [7], by autograd."""
+        """`SUMS` of these logits of rows from `start` on, [5], by autograd."""
         stop = start + len(logits_nV)
         targets_n = self.targets_N[start:stop].to(logits_nV.device)
         loss, temperature = self.terms.loss, self.terms.temperature
@@ -153,19 +152,14 @@ class _Parts:
         else:
             rows = None if self.rows is None else self.rows[start:stop]
             losses = row_losses(logits_nV, targets_n, rows, loss=loss, temperature=temperature)
-        agree_n = None
-        if self.agreement and self.teacher is not None:
-            agree_n = agreement_of(logits_nV, teacher_nU.argmax(1))
-        elif self.agreement and rows is not None:
-            agree_n = agreement_of(logits_nV, rows.top1())
-        return sums_of(losses, self.terms, agree_n)
+        return sums_of(losses, self.terms)
 
 
 def _whole(head: OutputHead, inputs: _Inputs, parts: _Parts) -> tuple[Tensor, Tensor]:
     """Of a model that must be run whole, whose logits are kept for the backward pass."""
     sums = torch.zeros(len(SUMS), device=parts.targets_N.device)
     start = 0
-    for logits_nV in inputs.whole_logits(head):
+    for logits_nV in inputs.logits(head):
         sums = sums + parts.sums(logits_nV, start)
         start += len(logits_nV)
     return sums[0], sums.detach()
@@ -195,7 +189,7 @@ def _chunk_rows(head: OutputHead) -> int:
 def _teacher_logits(teacher: OutputHead, inputs: _Inputs, num_ids: int | None) -> TeacherLogits:
     """Of a whole teacher, a chunk at a time, unless its logits must be whole."""
     if teacher.whole_logits:
-        found = list(inputs.whole_logits(teacher))
+        found = list(inputs.logits(teacher))
         whole_NU = torch.cat(found) if found else torch.zeros(0, 1)
         return lambda start, stop: whole_NU[start:stop, :num_ids]
     hidden_ND, linear = inputs.hidden(teacher), teacher.linear()
@@ -206,16 +200,3 @@ def _teacher_logits(teacher: OutputHead, inputs: _Inputs, num_ids: int | None) -
         return make(hidden_ND[start:stop])[:, :num_ids]
 
     return logits
-
-
-def scores(sums: Mapping[str, float]) -> Scores:
-    """Means of summed rows. Needs at least one row."""
-    rows = sums["rows"]
-    hard_loss = sums["hard"] / rows
-    return Scores(
-        hard_loss=hard_loss,
-        perplexity=perplexity(hard_loss),
-        kl=sums["kl"] / rows,
-        top1_agreement=sums["agree"] / sums["asked"] if sums["asked"] else None,
-        num_rows=round(rows),
-    )

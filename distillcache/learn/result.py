@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from distillcache.learn.objective import Scores
+from distillcache.learn.scores import Scores
 
 __all__ = ["LearnResult"]
 

@@ -13,7 +13,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import TrainerState, TrainingArguments
 
@@ -24,7 +26,7 @@ from distillcache.head import OutputHead
 from distillcache.learn.arguments import is_first_rank, is_sharded, training_arguments
 from distillcache.learn.card import model_card
 from distillcache.learn.config import TYPES, LearnConfig
-from distillcache.learn.data import Batching, CacheDataset, Split, split
+from distillcache.learn.data import Batching, CacheDataset, Split, sampled_at, split
 from distillcache.learn.events import Done, Event, OnEvent, Started, Warned
 from distillcache.learn.folder import RunFolder
 from distillcache.learn.lora import add_lora
@@ -37,6 +39,7 @@ from distillcache.learn.student import Student, load_student, student_identity
 from distillcache.learn.trainer import LearnTrainer, train_batches
 from distillcache.packing import can_pack, pack_attention, unpack_attention
 from distillcache.quiet import quiet_transformers
+from distillcache.tokenizer import text_bytes
 from distillcache_shards.cache import Cache
 
 __all__ = ["LearnResult", "learn"]
@@ -119,6 +122,7 @@ def learn(config: LearnConfig, *, on_event: OnEvent | None = None) -> LearnResul
             arguments,
             train=train,
             held_out=CacheDataset(cache, parts.held_out, rows=True) if len(parts.held_out) else None,
+            held_out_bytes=_text_bytes(cache, parts.held_out, student.tokenizer),
             batching=batching,
             on_event=tell,
             adapter=adapter,
@@ -159,7 +163,7 @@ def objective_of(config: LearnConfig, cache: Cache) -> Objective:
     A teacher in the loop allows everything: of its rows there is no need.
     """
     kind = cache.row_kind
-    row_temperature = float(cache.plan["rows"].get("temperature", 1.0)) if kind == "sampled" else 1.0
+    row_temperature, row_tau = sampled_at(cache)
     soft_loss = config.soft_loss
     temperature = TYPES[config.type][1] if config.temperature is None else config.temperature
     if kind == "sampled" and soft_loss is not None and config.online is None:
@@ -184,6 +188,7 @@ def objective_of(config: LearnConfig, cache: Cache) -> Objective:
         temperature=temperature,
         row_kind=kind,
         row_temperature=row_temperature,
+        row_tau=row_tau,
     )
 
 
@@ -271,6 +276,15 @@ def _pack(heads: Sequence[OutputHead], probe: Sequence[Tensor], tell: OnEvent) -
             )
             return False
     return True
+
+
+def _text_bytes(cache: Cache, indices: NDArray[np.int64], tokenizer: Any) -> int:
+    """Of the text that the supervised tokens of these sequences stand for."""
+    total = 0
+    for index in indices:
+        found = cache.read([index], rows=False)
+        total += text_bytes(tokenizer, found.tokens, found.supervised)
+    return total
 
 
 def _num_trained(student: Student) -> int:

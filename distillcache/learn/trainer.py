@@ -27,9 +27,10 @@ from distillcache.head import OutputHead
 from distillcache.learn.data import IGNORED, Batching, CacheDataset, TrainBatches, batches_in_order, loader
 from distillcache.learn.events import Evaluated, OnEvent, Step
 from distillcache.learn.lora import Adapter
-from distillcache.learn.objective import SUMS, Scores, batch_sums, scores
+from distillcache.learn.objective import SUMS, batch_sums
 from distillcache.learn.online import OnlineTeacher
 from distillcache.learn.schedule import Schedule
+from distillcache.learn.scores import NUM_SCORE_SUMS, Scores, score_sums, scores
 from distillcache.learn.student import Student
 from distillcache.metrics import perplexity
 
@@ -53,6 +54,7 @@ class LearnTrainer(Trainer):
         *,
         train: CacheDataset,
         held_out: CacheDataset | None,
+        held_out_bytes: int,
         batching: Batching,
         on_event: OnEvent,
         adapter: Adapter | None = None,
@@ -61,6 +63,7 @@ class LearnTrainer(Trainer):
     ) -> None:
         self.head = head
         self.schedule = schedule
+        self.held_out_bytes = held_out_bytes
         self.batching = batching
         self.on_event = on_event
         self.adapter = adapter
@@ -110,17 +113,18 @@ class LearnTrainer(Trainer):
     def _forward(self, *args: Any, **inputs: Any) -> Any:
         if "labels" not in inputs:
             return self._model_forward(*args, **inputs)
-        if not (inputs["labels"][:, 1:] != IGNORED).any():
-            return self._idle(inputs)
         training = self.head.model.training
-        objective = self.schedule.at(self.state.global_step) if training else self.schedule.on_rows
-        # Held-out scores are against the rows of the cache in any case.
-        teacher = self.teacher if training else None
+        if not (inputs["labels"][:, 1:] != IGNORED).any():
+            idle = self._idle(inputs)
+            return idle if training else {"sums": torch.zeros(NUM_SCORE_SUMS)}
+        if not training:
+            # Against the rows of the cache, also where a teacher is in the loop.
+            return {"sums": score_sums(self.head, self.schedule.on_rows, inputs)}
+        teacher = self.teacher
         loss, sums = batch_sums(
             self.head,
-            objective,
+            self.schedule.at(self.state.global_step),
             inputs,
-            agreement=not training,
             teacher=None if teacher is None else teacher.head,
             num_ids=None if teacher is None else teacher.num_ids,
         )
@@ -188,12 +192,13 @@ class LearnTrainer(Trainer):
         model = self.model
         assert isinstance(model, torch.nn.Module)
         model.eval()
-        total = torch.zeros(len(SUMS), dtype=torch.float64)
+        total = torch.zeros(NUM_SCORE_SUMS, dtype=torch.float64)
         with torch.no_grad(), self.accelerator.autocast():
             for inputs in dataloader:
-                total += model(**self._prepare_inputs(inputs))["sums"].cpu().double()
-        sums = dict(zip(SUMS, self._over_ranks(total), strict=True))
-        found = {"loss": sums["loss"] / sums["rows"], **asdict(scores(sums))}
+                total += model(**self._prepare_inputs(inputs))["sums"]
+        total = torch.tensor(self._over_ranks(total), dtype=torch.float64)
+        loss, means = scores(total, self.held_out_bytes)
+        found = {"loss": loss, **asdict(means)}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items() if value is not None}
         return EvalLoopOutput(
             predictions=np.zeros(0),

@@ -341,32 +341,12 @@ def test_a_student_that_is_the_teacher_has_no_soft_loss_and_no_gradient() -> Non
             student_NV,
             targets_of(N),
             Terms(0.0, "forward-kl", 2.0),
-            agreement=True,
             **teaching,
         )
         loss.backward()
         found = dict(zip(SUMS, sums.tolist(), strict=True))
         assert abs(found["soft"]) < 1e-4 and abs(found["kl"]) < 1e-4
-        assert found["agree"] == found["asked"] == N
         assert student_NV.grad is not None and student_NV.grad.abs().max() < 1e-5
-
-
-def test_agreement_counts_rows_that_tell_their_first_id() -> None:
-    """Of the others nothing is known, and capped or masked logits are not those compared."""
-    rows = in_dtype(topk(random_logprobs(6, V), [3, 0, V]), torch.float32)
-    logits_NV = torch.zeros(6, V)
-    for n in (0, 2, 3):
-        logits_NV[n, rows.top1()[n]] = 5.0
-    _, sums = chunked_sums(
-        LinearHead(torch.eye(V), cap=30.0),
-        logits_NV,
-        targets_of(6),
-        Terms(0.5, "js", 2.0),
-        rows=rows,
-        agreement=True,
-    )
-    found = dict(zip(SUMS, sums.tolist(), strict=True))
-    assert (found["agree"], found["asked"], found["rows"]) == (3, 4, 6)
 
 
 @pytest.mark.parametrize(("kind", "loss"), KINDS)

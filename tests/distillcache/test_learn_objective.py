@@ -1,6 +1,7 @@
 """Claims about the objective: chunks are the whole, heads are the model's own, rows meet their positions."""
 
 import dataclasses
+import math
 from typing import Any
 
 import pytest
@@ -12,14 +13,18 @@ from distillcache import chunked_loss
 from distillcache.head import OutputHead
 from distillcache.learn import objective as module
 from distillcache.learn.data import IGNORED, collate
-from distillcache.learn.objective import SUMS, Objective, batch_sums, perplexity, scores
+from distillcache.learn.objective import SUMS, Objective, batch_sums
+from distillcache.learn.scores import score_sums, scores
 from distillcache.losses import TeacherRows, full_losses, row_losses
+from distillcache.metrics import means, perplexity, row_metrics, summed
 from distillcache.packing import packed_positions
 from distillcache_shards.cache import Cache
 from tests.distillcache.tiny_cache import NUM_IDS, sentences, small_teacher, write_cache
 from tests.distillcache.tiny_models import TINY, odd_head, tiny
 
-LOGIT = Objective(alpha=0.5, soft_loss="forward-kl", temperature=2.0, row_kind="topk", row_temperature=1.0)
+LOGIT = Objective(
+    alpha=0.5, soft_loss="forward-kl", temperature=2.0, row_kind="topk", row_temperature=1.0, row_tau=None
+)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +86,7 @@ def test_loss_and_gradients_are_those_of_whole_logits(
     head = OutputHead.of(model, batch["input_ids"][:1, :10])
     assert head.whole_logits == (family == "odd head")
     assert (head.linear() is None) == (family not in TINY)
-    loss, sums = batch_sums(head, LOGIT, batch, agreement=False)
+    loss, sums = batch_sums(head, LOGIT, batch)
     wanted = whole(model, batch)
     torch.testing.assert_close(loss, wanted, rtol=1e-5, atol=1e-5)
     for ours, theirs in zip(gradients(model, loss), gradients(model, wanted), strict=True):
@@ -106,7 +111,7 @@ def test_logits_are_not_kept_for_the_backward_pass_of_a_head_that_is_more_than_a
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss, _ = batch_sums(head, LOGIT, batch, agreement=False)
+        loss, _ = batch_sums(head, LOGIT, batch)
     loss.backward()
     for parameter in model.parameters():
         kept.pop(parameter.untyped_storage().data_ptr(), None)
@@ -123,7 +128,7 @@ def test_a_head_that_drops_out_drops_the_same_when_it_is_formed_again(batch: dic
     for ours in (True, False):
         torch.manual_seed(3)
         if ours:
-            loss, _ = batch_sums(head, LOGIT, batch, agreement=False)
+            loss, _ = batch_sums(head, LOGIT, batch)
         else:
             hidden_ND = head.hidden(batch["input_ids"], batch["attention_mask"])[:, :-1][places_BT]
             targets_N = batch["labels"][:, 1:][places_BT]
@@ -156,7 +161,7 @@ def test_a_whole_teacher_is_learned_from_a_chunk_at_a_time(
     head, teacher_head = OutputHead.of(model, probe), OutputHead.of(taught, probe)
     bare = {name: value for name, value in batch.items() if name != "rows"}
     objective = dataclasses.replace(LOGIT, soft_loss=loss)
-    total, sums = batch_sums(head, objective, bare, agreement=True, teacher=teacher_head, num_ids=NUM_IDS)
+    total, sums = batch_sums(head, objective, bare, teacher=teacher_head, num_ids=NUM_IDS)
     places_BT = batch["labels"][:, 1:] != IGNORED
 
     def logits_of(each: PreTrainedModel) -> Tensor:
@@ -175,8 +180,7 @@ def test_a_whole_teacher_is_learned_from_a_chunk_at_a_time(
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=5e-4)
     found = dict(zip(SUMS, sums.tolist(), strict=True))
     assert found["kl"] == pytest.approx(float(losses.kl_N.sum()), rel=1e-5)
-    assert found["agree"] == (logits_NV.argmax(1) == teacher_NU.argmax(1)).sum()
-    assert found["asked"] == found["rows"] == len(targets_N)
+    assert found["rows"] == len(targets_N)
     assert all(parameter.grad is None for parameter in taught.parameters())
 
 
@@ -200,9 +204,9 @@ def test_packed_sequences_have_the_loss_of_padded_ones(
     for each in (packed, padded):
         if online:
             settings = {"teacher": OutputHead.of(tiny("llama", seed=4), batch["input_ids"][:1, :10])}
-            sums = batch_sums(head, LOGIT, each, agreement=False, **settings)[1]
+            sums = batch_sums(head, LOGIT, each, **settings)[1]
         else:
-            sums = batch_sums(head, LOGIT, {**each, "rows": batch["rows"]}, agreement=False)[1]
+            sums = batch_sums(head, LOGIT, {**each, "rows": batch["rows"]})[1]
         found.append(sums)
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
 
@@ -212,41 +216,61 @@ def test_a_student_that_is_the_teacher_has_no_kl_and_a_shift_by_one_gives_it_som
 ) -> None:
     """So rows stand where their predictions are made."""
     head = OutputHead.of(small_teacher())
-    with torch.no_grad():
-        right = scores(
-            dict(zip(SUMS, batch_sums(head, LOGIT, batch, agreement=True)[1].tolist(), strict=True))
-        )
+    _, right = scores(score_sums(head, LOGIT, batch), 100)
     assert abs(right.kl) < 1e-5 and right.top1_agreement == 1.0
     rows = dict(batch["rows"])
     k = 16
     for name in ("head_ids", "head_logprobs"):
         rows[name] = rows[name].roll(k)
     rows["tail_mass"] = rows["tail_mass"].roll(1)
-    with torch.no_grad():
-        sums = batch_sums(head, LOGIT, {**batch, "rows": rows}, agreement=True)[1].tolist()
-    shifted = scores(dict(zip(SUMS, sums, strict=True)))
+    _, shifted = scores(score_sums(head, LOGIT, {**batch, "rows": rows}), 100)
     assert shifted.kl > 0.5 and shifted.top1_agreement is not None and shifted.top1_agreement < 0.5
 
 
 def test_without_rows_there_is_a_hard_loss_alone(batch: dict[str, Any]) -> None:
     """Of `output`, which weighs it with 1."""
     head = OutputHead.of(tiny("llama", vocab_size=NUM_IDS))
-    output = Objective(alpha=1.0, soft_loss=None, temperature=1.0, row_kind="topk", row_temperature=1.0)
+    output = Objective(
+        alpha=1.0, soft_loss=None, temperature=1.0, row_kind="topk", row_temperature=1.0, row_tau=None
+    )
     bare = {name: value for name, value in batch.items() if name != "rows"}
-    loss, sums = batch_sums(head, output, bare, agreement=False)
+    loss, sums = batch_sums(head, output, bare)
     found = dict(zip(SUMS, sums.tolist(), strict=True))
     assert float(loss.detach()) == pytest.approx(found["hard"]) and found["kl"] == found["soft"] == 0
-    with_rows = dict(zip(SUMS, batch_sums(head, output, batch, agreement=True)[1].tolist(), strict=True))
+    with_rows = dict(zip(SUMS, batch_sums(head, output, batch)[1].tolist(), strict=True))
     assert with_rows["hard"] == pytest.approx(found["hard"]) and with_rows["kl"] > 0
+
+
+@pytest.mark.parametrize("family", ["llama_tied", "adapted head", "odd head"])
+def test_scores_are_means_of_losses_and_metrics(
+    batch: dict[str, Any], family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of whole logits at once, however many chunks there were; text is counted in bits a byte."""
+    model = STUDENTS[family]()
+    monkeypatch.setattr(module, "CHUNK_BYTES", 13 * 4 * model.config.vocab_size)
+    head = OutputHead.of(model, batch["input_ids"][:1, :10])
+    loss, found = scores(score_sums(head, LOGIT, batch), 100)
+    places_BT = batch["labels"][:, 1:] != IGNORED
+    with torch.no_grad():
+        whole_logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        logits_NV = whole_logits[:, :-1][places_BT].float()
+        targets_N = batch["labels"][:, 1:][places_BT]
+        rows = TeacherRows("topk", **batch["rows"])
+        wanted = means(summed(row_metrics(logits_NV, targets_N, rows)))
+    total, _ = batch_sums(head, LOGIT, batch)
+    assert loss * found.num_rows == pytest.approx(float(total.detach()), rel=1e-5)
+    assert found.hard_loss == pytest.approx(wanted.hard_loss, rel=1e-5)
+    assert found.bits_per_byte == pytest.approx(wanted.hard_loss * found.num_rows / math.log(2) / 100)
+    assert found.kl == pytest.approx(wanted.kl, rel=1e-5)
+    assert found.top1_agreement == wanted.top1_agreement
+    assert found.calibration_error == pytest.approx(wanted.calibration_error, rel=1e-4)
+    assert (found.acceptance_min, found.acceptance_max) == pytest.approx(
+        (wanted.acceptance_low, wanted.acceptance_high), rel=1e-5
+    )
+    assert scores(score_sums(head, LOGIT, batch), 0)[1].bits_per_byte is None
 
 
 def test_perplexity_of_a_lost_student_is_a_number_or_infinite() -> None:
     """Never an overflow."""
     assert perplexity(0.0) == 1.0
     assert perplexity(699.0) < float("inf") == perplexity(701.0)
-
-
-def test_sampled_rows_without_a_head_ask_for_no_agreement() -> None:
-    """A teacher so unsure that no id reaches the threshold does not say its first."""
-    found = scores({"hard": 1.0, "kl": 1.0, "rows": 1.0, "agree": 0.0, "asked": 0.0})
-    assert found.top1_agreement is None

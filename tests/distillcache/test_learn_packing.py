@@ -21,17 +21,17 @@ def test_a_packed_batch_has_the_losses_of_a_padded_one(room: Path) -> None:
     head = OutputHead.of(small_teacher())
     pack_attention(head.model)
     objective = Objective(
-        alpha=0.5, soft_loss="forward-kl", temperature=2.0, row_kind="topk", row_temperature=1.0
+        alpha=0.5, soft_loss="forward-kl", temperature=2.0, row_kind="topk", row_temperature=1.0, row_tau=None
     )
     read = Cache.open(room / "cache").read(range(7))
-    padded = batch_sums(head, objective, collate(read), agreement=True)[1]
+    padded = batch_sums(head, objective, collate(read))[1]
     batch = collate(read, packed=True)
-    packed = batch_sums(head, objective, batch, agreement=True)[1]
+    packed = batch_sums(head, objective, batch)[1]
     assert packed.tolist() == pytest.approx(padded.tolist(), rel=1e-5, abs=1e-4)
     rows, kl = packed[SUMS.index("rows")], SUMS.index("kl")
     assert abs(packed[kl]) < 1e-5 * rows
     moved = {**batch["rows"], "head_ids": batch["rows"]["head_ids"].roll(16)}
-    assert batch_sums(head, objective, {**batch, "rows": moved}, agreement=True)[1][kl] > 0.5 * rows
+    assert batch_sums(head, objective, {**batch, "rows": moved})[1][kl] > 0.5 * rows
 
 
 def test_packed_and_padded_runs_learn_the_same_from_the_same_batches(config: Make, tmp_path: Path) -> None:

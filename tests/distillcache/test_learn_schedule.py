@@ -11,7 +11,9 @@ from distillcache.learn.run import learn
 from distillcache.learn.schedule import Schedule
 from tests.distillcache.learning import Make, Stopped, losses, refusal, stop_after
 
-START = Objective(alpha=0.9, soft_loss="forward-kl", temperature=4.0, row_kind="topk", row_temperature=1.0)
+START = Objective(
+    alpha=0.9, soft_loss="forward-kl", temperature=4.0, row_kind="topk", row_temperature=1.0, row_tau=None
+)
 
 
 def test_a_schedule_goes_straight_from_its_first_step_to_its_last() -> None:

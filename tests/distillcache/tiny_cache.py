@@ -79,8 +79,9 @@ def write_cache(
         sequence_record=whole.records.astype(np.uint64),
         tables={},
     )
-    about_rows = {"kind": "topk", "k": k} if tau is None else {"kind": "sampled", "tau": tau}
+    about_rows: dict[str, object] = {"kind": "topk", "k": k}
     if tau is not None:
+        about_rows = {"kind": "sampled", "method": "threshold", "units": round(4 / tau), "draw_units": 4}
         about_rows["temperature"] = temperature
     plan = Plan(
         {

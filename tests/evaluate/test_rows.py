@@ -17,11 +17,10 @@ from distillcache.evaluate.config import EvaluateConfig
 from distillcache.evaluate.events import Event, Progress, Warned
 from distillcache.evaluate.result import EvaluateResult, Figure
 from distillcache.evaluate.run import evaluate
-from distillcache.evaluate.text import text_bytes
 from distillcache.learn.config import LearnConfig
 from distillcache.learn.run import learn
 from distillcache.teach.teacher import local_fingerprint
-from distillcache.tokenizer import load_tokenizer
+from distillcache.tokenizer import load_tokenizer, text_bytes
 from distillcache_shards.cache import Cache
 from distillcache_shards.errors import CacheError, MismatchError
 from tests.distillcache.tiny_cache import NUM_IDS, PROMPT_TOKENS, sentences, small_teacher, write_cache
@@ -268,6 +267,8 @@ def test_the_records_that_learn_held_out_are_found(learned: Path, run: Callable[
     assert mine["kl_nats"] == pytest.approx(told["after"]["kl"], rel=1e-5)
     assert mine["hard_loss_nats"] == pytest.approx(told["after"]["hard_loss"], rel=1e-5)
     assert mine["top1_agreement"] == told["after"]["top1_agreement"]
+    for name in ("bits_per_byte", "calibration_error", "acceptance_min", "acceptance_max"):
+        assert mine[name] == pytest.approx(told["after"][name], rel=1e-5)
     assert result.rows.num_rows == told["after"]["num_rows"]
     again = run("learned", "topk", split="held-out", seed=7, held_out=0.2)
     assert again == result
