@@ -12,18 +12,17 @@ B sequences, T positions, N rows, V vocabulary.
 
 import argparse
 import json
-import multiprocessing
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from benches.process import in_a_process, peak_bytes, watch_peak
 from benches.real_rows import K, real_sequences, real_teacher
 from distillcache.head import OutputHead
 from distillcache.teach.keep import keep_batch, top_k
@@ -63,7 +62,8 @@ def main() -> None:
             figures[f"{dtype}_{way}_time_ratio_least"] = min(ratios)
             figures[f"{dtype}_{way}_time_ratio_most"] = max(ratios)
         for way in WAYS:
-            figures[f"{dtype}_{way}_peak_mb"] = peak_mb(way, args.quick, dtype, args.sequences, args.threads)
+            found = in_a_process(peak_bytes_of, way, args.quick, dtype, args.sequences, args.threads)
+            figures[f"{dtype}_{way}_peak_mb"] = found / 1e6
         assert args.quick or figures[f"{dtype}_topk_peak_mb"] < figures[f"{dtype}_bare_peak_mb"]
     if args.json:
         print(json.dumps(figures))
@@ -152,35 +152,16 @@ class Bench:
         assert same > (0.5 if self.model.dtype == torch.bfloat16 else 0.95)
 
 
-def peak_mb(way: str, quick: bool, dtype: str, num_sequences: int, threads: int) -> float:
-    """Megabytes a process of its own comes to hold while it goes over the batch once."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_measure, args=(theirs, way, quick, dtype, num_sequences, threads))
-    process.start()
-    found: float = ours.recv()
-    process.join()
-    return found
-
-
-def _measure(result: object, way: str, quick: bool, dtype: str, num_sequences: int, threads: int) -> None:
+def peak_bytes_of(way: str, quick: bool, dtype: str, num_sequences: int, threads: int) -> int:
+    """What a process of its own comes to hold while it goes over the batch once."""
     torch.set_num_threads(threads)
     bench = Bench(quick, dtype, num_sequences)
     # Warm: what a library allocates once is none of the batch's.
     with torch.inference_mode():
         bench.model(bench.ids_BT[:1, :8])
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins here
-    before = _status("VmRSS")
+    before = watch_peak()
     bench.run(way)
-    result.send(max(0.0, _status("VmHWM") - before) / 1024)  # type: ignore[attr-defined]
-
-
-def _status(name: str) -> float:
-    """Kibibytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(name + ":"):
-            return float(line.split()[1])
-    raise AssertionError(name)
+    return max(0, peak_bytes() - before)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,7 @@ Peak memory is the whole process': torch and transformers hold some 600 MB befor
 
 import argparse
 import json
-import multiprocessing
 import os
-import resource
 import statistics
 import sys
 import tempfile
@@ -24,6 +22,7 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
+from benches.process import in_a_process, peak_bytes
 from benches.tiny import tiny_corpus, tiny_student, tiny_teacher
 from distillcache.learn.arguments import training_arguments
 from distillcache.learn.config import LearnConfig
@@ -78,10 +77,10 @@ def run(args: argparse.Namespace, room: Path) -> dict[str, float]:
     for repeat in range(args.repeats):
         for way, cache in ways.items():
             output = room / f"{repeat}-{way}".replace(" ", "-")
-            a_step, peak_mb = _apart(way, cache, args.student, args.steps, args.online, output)
+            a_step, peak = in_a_process(measured, way, cache, args.student, args.steps, args.online, output)
             seconds[way].append(a_step)
-            peaks[way].append(peak_mb)
-            print(f"{way}: {a_step:.3f} s a step, {peak_mb:.0f} MB", file=sys.stderr, flush=True)
+            peaks[way].append(peak / 1e6)
+            print(f"{way}: {a_step:.3f} s a step, {peak / 1e6:.0f} MB", file=sys.stderr, flush=True)
     figures: dict[str, float] = {"plain_seconds_a_step": statistics.median(seconds[PLAIN])}
     for way in ways:
         ratios = [ours / plain for ours, plain in zip(seconds[way], seconds[PLAIN], strict=True)]
@@ -94,24 +93,10 @@ def run(args: argparse.Namespace, room: Path) -> dict[str, float]:
     return figures
 
 
-def _apart(
+def measured(
     way: str, cache: Path, student: str, steps: int, online: str | None, output: Path
-) -> tuple[float, float]:
-    """Seconds of a step, and the peak memory of the process that took them, in MB."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_measure, args=(theirs, way, cache, student, steps, online, output))
-    process.start()
-    theirs.close()
-    found: tuple[float, float] = ours.recv()
-    process.join()
-    assert process.exitcode == 0
-    return found
-
-
-def _measure(
-    result: Any, way: str, cache: Path, student: str, steps: int, online: str | None, output: Path
-) -> None:
+) -> tuple[float, int]:
+    """Seconds of a step, and the peak memory of the process that took them, in bytes."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     config = LearnConfig(
         cache=cache,
@@ -140,8 +125,7 @@ def _measure(
         learn(config, on_event=hear)
     assert len(times) == steps
     spans = [b - a for a, b in zip(times[WARM - 1 :], times[WARM:], strict=False)]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    result.send((statistics.median(spans), peak))
+    return statistics.median(spans), peak_bytes()
 
 
 def _plain(config: LearnConfig) -> list[float]:

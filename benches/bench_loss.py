@@ -12,22 +12,18 @@ Rows are of a made-up teacher, as many ids as real ones have.
 """
 
 import argparse
-import contextlib
 import functools
 import json
-import multiprocessing
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from benches.process import in_a_process, peak_bytes, watch_peak
 from distillcache.chunked_loss import Terms, chunked_sums
 from distillcache.head import OutputHead
 from distillcache.learn.objective import Objective, batch_sums
@@ -197,7 +193,7 @@ def _memory(
     """Peaks of the loss (at half the tokens too) and of the whole step, each in a fresh process."""
 
     def peak(what: Callable[..., int], kind: str, tokens: int) -> float:
-        return _in_a_process(what, kind, vocab_size, sizes, tokens, threads)
+        return 1.0 * in_a_process(what, kind, vocab_size, sizes, tokens, threads)
 
     plain_loss, plain_step_bytes = (peak(what, "plain", tokens) for what in (loss_bytes, step_bytes))
     figures = {
@@ -218,11 +214,6 @@ def _memory(
     return figures
 
 
-def _in_a_process(work: Callable[..., int], *args: Any) -> float:
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return float(pool.apply(work, args))
-
-
 def loss_bytes(
     kind: str, vocab_size: int, sizes: tuple[int, int, int, int], tokens: int, threads: int
 ) -> int:
@@ -237,14 +228,14 @@ def loss_bytes(
     rows = TeacherRows(kind, **rows_of(kind, tokens, vocab_size)) if kind in ("sampled", "topk") else None
     # What libraries take for themselves at their first use.
     torch.nn.functional.cross_entropy(torch.randn(2, 8, requires_grad=True), torch.ones(2).long()).backward()
-    before = _peak_bytes(anew=True)
+    before = watch_peak()
     if kind == "plain":
         torch.nn.functional.cross_entropy(hidden_ND @ weight_VD.t(), targets_N).backward()
     else:
         loss, _ = chunked_sums(LinearHead(weight_VD), hidden_ND, targets_N, terms, rows=rows)
         loss.backward()
     gradients = 4 * (weight_VD.numel() + hidden_ND.numel())
-    return max(1, _peak_bytes() - before - gradients)
+    return max(1, peak_bytes() - before - gradients)
 
 
 def step_bytes(
@@ -252,26 +243,13 @@ def step_bytes(
 ) -> int:
     """What a process has at most in a step, parameters and gradients included, above what it began with."""
     torch.set_num_threads(threads)
-    before = _peak_bytes(anew=True)
+    before = watch_peak()
     model = student(vocab_size, sizes)
     if kind == "plain":
         plain_step(model, batch_of(vocab_size, tokens, "hard"))
     else:
         our_step(OutputHead.of(model), kind, batch_of(vocab_size, tokens, kind))
-    return max(1, _peak_bytes() - before)
-
-
-def _peak_bytes(*, anew: bool = False) -> int:
-    """High-water mark of this process; `anew`: from here on, where the system can (Linux)."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        unit = 1 if sys.platform == "darwin" else 1024
-        return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    if anew:
-        with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")
-    line = next(each for each in status.read_text().splitlines() if each.startswith("VmHWM"))
-    return 1024 * int(line.split()[1])
+    return max(1, peak_bytes() - before)
 
 
 if __name__ == "__main__":

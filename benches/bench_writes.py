@@ -10,19 +10,20 @@ told apart.
 
 import argparse
 import json
-import multiprocessing
 import os
-import resource
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.numpy import load_file
 
+from benches.process import bytes_written, in_a_process, peak_bytes
 from benches.tiny import tiny_corpus, tiny_teacher
 from distillcache.teach.config import TeachConfig
 from distillcache.teach.run import teach
 from distillcache_shards.cache import Cache
+from distillcache_shards.index import INDEX_FILE, TABLE
 
 TIMES = 100
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -48,13 +49,13 @@ def main() -> None:
             for size, corpus in corpora.items():
                 cache = room / f"{name}-{size}"
                 common = {"teacher": str(teacher), "sources": (str(corpus),), "shard_rows": characters // 10}
-                written, peak_mb = _apart({"cache": cache, **common, **settings})
+                written, peak = in_a_process(measured, {"cache": cache, **common, **settings})
                 tables, rows = _tables(cache)
                 figures |= {
                     f"{name}_{size}_rows": rows,
                     f"{name}_{size}_tables_bytes": tables,
                     f"{name}_{size}_bytes_a_token": (written - tables) / rows,
-                    f"{name}_{size}_peak_mb": peak_mb,
+                    f"{name}_{size}_peak_mb": peak / 1e6,
                 }
             small, large = (figures[f"{name}_{size}_bytes_a_token"] for size in corpora)
             figures[f"{name}_ratio"] = large / small
@@ -67,34 +68,17 @@ def main() -> None:
 
 def _tables(folder: Path) -> tuple[int, int]:
     """Bytes of the codec's tables, and how many rows there are."""
-    cache = Cache.open(folder)
-    return sum(each.nbytes for each in cache.codec.tables.values()), cache.num_rows
+    arrays = load_file(folder / INDEX_FILE)
+    tables = sum(each.nbytes for name, each in arrays.items() if name.startswith(TABLE))
+    return tables, Cache.open(folder).num_rows
 
 
-def _apart(settings: dict[str, Any]) -> tuple[int, float]:
-    """Bytes that a process of its own writes while it teaches, and its peak memory in MB."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_measure, args=(theirs, settings))
-    process.start()
-    theirs.close()
-    found: tuple[int, float] = ours.recv()
-    process.join()
-    assert process.exitcode == 0
-    return found
-
-
-def _measure(result: Any, settings: dict[str, Any]) -> None:
+def measured(settings: dict[str, Any]) -> tuple[int, int]:
+    """Bytes that are written while teaching, and the peak memory of the process."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    before = _written()
+    before = bytes_written()
     teach(TeachConfig(**settings))
-    result.send((_written() - before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
-
-
-def _written() -> int:
-    """Bytes this process has handed to `write` and its kin."""
-    lines = Path("/proc/self/io").read_text().splitlines()
-    return int(dict(line.split(": ") for line in lines)["wchar"])
+    return bytes_written() - before, peak_bytes()
 
 
 if __name__ == "__main__":
