@@ -59,7 +59,9 @@ def main() -> None:
                 }
             small, large = (figures[f"{name}_{size}_bytes_a_token"] for size in corpora)
             figures[f"{name}_ratio"] = large / small
-            assert args.quick or abs(large / small - 1) < 0.01, (name, small, large)
+            assert args.quick or large / small < 1.01, (name, small, large)
+            # A large cache can afford larger tables, with which its rows take less.
+            assert args.quick or settings["codec"] == "compact" or large / small > 0.99, (name, small, large)
     if args.json:
         print(json.dumps(figures))
     else:

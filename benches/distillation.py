@@ -9,6 +9,7 @@ S sequences of T tokens, each with T - 1 rows; N rows of a batch, V vocabulary, 
 """
 
 import dataclasses
+import functools
 import json
 import os
 import sysconfig
@@ -89,6 +90,8 @@ class Said:
         self.tokens_ST = np.load(folder / f"{part}-tokens.npy", mmap_mode="r")
         self._hidden = np.memmap(folder / f"{part}-hidden.f16", np.float16, mode="r", shape=shape)
         self._head_VD = torch.from_numpy(np.load(folder / "head.npy"))
+        # Many students ask for the same in turn.
+        self._logits_of = functools.lru_cache(maxsize=2)(self._logits)
 
     @property
     def vocab_size(self) -> int:
@@ -97,8 +100,11 @@ class Said:
     @torch.inference_mode()
     def logits(self, sequences: Sequence[int]) -> Tensor:
         """[N, V] in fp32, all rows of these sequences."""
-        hidden = np.concatenate([self._hidden[each] for each in sequences]).astype(np.float32)
-        return torch.from_numpy(hidden) @ self._head_VD.T
+        found = [self._logits_of(each) for each in sequences]
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+    def _logits(self, sequence: int) -> Tensor:
+        return torch.from_numpy(self._hidden[sequence].astype(np.float32)) @ self._head_VD.T
 
     def ids(self, sequences: Sequence[int]) -> Tensor:
         """[B, T] token ids."""
