@@ -112,8 +112,8 @@ def facts(folder: Path) -> Facts:
         shard = cache.shard(number)
         num_tokens += shard.num_tokens
         num_rows += shard.num_rows
-        kept += int(shard.fidelity.get("kept", 0))
-        draws += int(shard.fidelity.get("draws", 0))
+        kept += shard.num_kept
+        draws += shard.num_draws
         for name in ("mass_kept", "entropy_nats", "codec_kl_nats"):
             sums[name] = sums.get(name, 0.0) + shard.num_rows * float(shard.fidelity.get(name, 0.0))
         largest_kl = max(largest_kl, float(shard.fidelity.get("codec_kl_max_nats", 0.0)))

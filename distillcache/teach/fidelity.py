@@ -19,15 +19,12 @@ __all__ = ["codec_kl", "combined", "measure"]
 def measure(rows: Rows, decoded: Rows, encoded_bytes: int) -> dict[str, Any]:
     """What a shard says of itself: `rows` as the teacher said them, `decoded` as they come back.
 
-    `kept` and `draws`, ids in all; `mass_kept` and `entropy_nats`, means; `codec_kl_nats` and
-    `codec_kl_max_nats`, see `codec_kl`; `row_bytes`, mean bytes of a row in its block.
+    `mass_kept` and `entropy_nats`, means; `codec_kl_nats` and `codec_kl_max_nats`, see `codec_kl`;
+    `row_bytes`, mean bytes of a row in its block.
     """
     num_rows = max(1, len(rows))
     kl_N = codec_kl(rows, decoded)
     return {
-        "rows": len(rows),
-        "kept": rows.num_kept,
-        "draws": rows.num_draws,
         "mass_kept": _rounded(1.0 - float(rows.tail_mass.sum(dtype=np.float64)) / num_rows),
         "entropy_nats": _rounded(float(rows.entropy.sum(dtype=np.float64)) / num_rows),
         "codec_kl_nats": _rounded(float(kl_N.sum()) / num_rows),
@@ -36,17 +33,16 @@ def measure(rows: Rows, decoded: Rows, encoded_bytes: int) -> dict[str, Any]:
     }
 
 
-def combined(shards: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """The same of several shards together, each weighed by its rows."""
+def combined(shards: Iterable[tuple[int, Mapping[str, Any]]]) -> dict[str, Any]:
+    """The same of several shards together, from the number of rows of each and what it says of itself."""
     parts = list(shards)
-    num_rows = sum(int(part["rows"]) for part in parts)
+    num_rows = sum(rows for rows, _ in parts)
     means = ("mass_kept", "entropy_nats", "codec_kl_nats", "row_bytes")
     found: dict[str, Any] = {
-        name: sum(part[name] * part["rows"] for part in parts) / max(1, num_rows) for name in means
+        name: sum(rows * said[name] for rows, said in parts) / max(1, num_rows) for name in means
     }
-    found["codec_kl_max_nats"] = max((part["codec_kl_max_nats"] for part in parts), default=0.0)
-    sums = {name: sum(int(part[name]) for part in parts) for name in ("kept", "draws")}
-    return {"rows": num_rows, **sums, **found}
+    found["codec_kl_max_nats"] = max((said["codec_kl_max_nats"] for _, said in parts), default=0.0)
+    return found
 
 
 def codec_kl(rows: Rows, decoded: Rows) -> NDArray[np.float64]:

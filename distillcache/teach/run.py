@@ -282,9 +282,14 @@ class _Work:
         """What the folder holds now."""
         cache = Cache(self.folder, self.plan)
         missing = cache.missing_shards()
-        found = combined(
-            cache.shard(shard).fidelity for shard in range(cache.num_shards) if shard not in missing
-        )
+        said: list[tuple[int, Mapping[str, Any]]] = []
+        kept = draws = 0
+        for number in range(cache.num_shards):
+            if number not in missing:
+                shard = cache.shard(number)
+                kept, draws = kept + shard.num_kept, draws + shard.num_draws
+                said.append((shard.num_rows, shard.fidelity))
+        found, num_rows = combined(said), max(1, sum(rows for rows, _ in said))
         cache_bytes, tokenizer_bytes = folder_bytes(self.folder), folder_bytes(cache.tokenizer_folder)
         return TeachReport(
             teacher=str(self.plan.about["teacher"]),
@@ -297,8 +302,8 @@ class _Work:
             tokens_taught=self.tokens_done,
             teach_seconds=self.seconds,
             tokens_per_second=self.tokens_done / self.seconds if self.seconds else 0.0,
-            kept_a_row=found["kept"] / max(1, found["rows"]),
-            draws_a_row=found["draws"] / max(1, found["rows"]),
+            kept_a_row=kept / num_rows,
+            draws_a_row=draws / num_rows,
             mass_kept=found["mass_kept"],
             entropy_nats=found["entropy_nats"],
             codec_kl_nats=found["codec_kl_nats"],

@@ -214,10 +214,13 @@ class Shard:
                 f"{self.file}: is shard {printable(description.get('shard'))} under another's name; rename it"
             )
         fidelity, counts = _numbers(description.get("fidelity")), _numbers(description.get("counts"))
-        found = [(counts or {}).get(name) for name in ("sequences", "tokens", "rows", "blocks")]
+        names = ("sequences", "tokens", "rows", "blocks", "kept", "draws")
+        found = [(counts or {}).get(name) for name in names]
         if not all(isinstance(each, int) and each >= 0 for each in found):
             raise CorruptError(f"{self.file}: does not count what it holds; {REPAIR}")
-        self.num_sequences, self.num_tokens, self.num_rows, num_blocks = (int(each or 0) for each in found)
+        self.num_sequences, self.num_tokens, self.num_rows, num_blocks, self.num_kept, self.num_draws = (
+            int(each or 0) for each in found
+        )
         if fidelity is None:
             raise CorruptError(f"{self.file}: does not say how faithful it is; {REPAIR}")
         self.fidelity = fidelity

@@ -140,5 +140,5 @@ def test_shards_combine_by_their_rows() -> None:
     together = measure(before, after, 60)
     assert together["mass_kept"] == pytest.approx(1 - (0.2 + 0.4 + 0.7) / 3, abs=1e-6)
     assert together["row_bytes"] == 20
-    apart = combined([measure(before[:1], after[:1], 25), measure(before[1:], after[1:], 35)])
+    apart = combined([(1, measure(before[:1], after[:1], 25)), (2, measure(before[1:], after[1:], 35))])
     assert apart == pytest.approx(together, rel=1e-5)
