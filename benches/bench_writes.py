@@ -4,8 +4,8 @@
     OMP_NUM_THREADS=1 python -m benches.bench_writes --quick
 
 Bytes are all that the process hands to the system, whatever becomes of them.
-The teacher is tiny, since it is not what is measured. Tables of a compact codec are written once a cache, and
-told apart.
+The teacher is tiny, since it is not what is measured. What is written once a cache is told apart: tables of a
+compact codec, and what a cache of a single record takes (`once`), most of it the tokenizer.
 """
 
 import argparse
@@ -45,16 +45,18 @@ def main() -> None:
         room = Path(folder)
         teacher = tiny_teacher(room)
         corpora = {"small": tiny_corpus(room, characters), "large": tiny_corpus(room, characters * times)}
+        common = {"teacher": str(teacher), "shard_rows": characters // 10}
         for name, settings in SETTINGS.items():
+            given = {**common, **settings}
+            once, _, tables, _ = cost(given, tiny_corpus(room, 2), room / f"{name}-once")
+            once -= tables
+            figures[f"{name}_once_bytes"] = once
             for size, corpus in corpora.items():
-                cache = room / f"{name}-{size}"
-                common = {"teacher": str(teacher), "sources": (str(corpus),), "shard_rows": characters // 10}
-                written, peak = in_a_process(measured, {"cache": cache, **common, **settings})
-                tables, rows = _tables(cache)
+                written, peak, tables, rows = cost(given, corpus, room / f"{name}-{size}")
                 figures |= {
                     f"{name}_{size}_rows": rows,
                     f"{name}_{size}_tables_bytes": tables,
-                    f"{name}_{size}_bytes_a_token": (written - tables) / rows,
+                    f"{name}_{size}_bytes_a_token": (written - tables - once) / rows,
                     f"{name}_{size}_peak_mb": peak / 1e6,
                 }
             small, large = (figures[f"{name}_{size}_bytes_a_token"] for size in corpora)
@@ -66,6 +68,12 @@ def main() -> None:
         print(json.dumps(figures))
     else:
         print("\n".join(f"{name:<52}{value:>14.6g}" for name, value in figures.items()))
+
+
+def cost(settings: dict[str, Any], corpus: Path, cache: Path) -> tuple[int, int, int, int]:
+    """Bytes written and peak memory of `teach`; bytes of tables and rows of the cache."""
+    written, peak = in_a_process(measured, {**settings, "cache": cache, "sources": (str(corpus),)})
+    return written, peak, *_tables(cache)
 
 
 def _tables(folder: Path) -> tuple[int, int]:
