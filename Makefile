@@ -46,8 +46,8 @@ fix: .venv/installed  ## mend what ruff can mend; write cli/COMMANDS.md anew
 	@$(BIN)/ruff format -q .
 	@$(BIN)/python -m distillcache_cli.commands_page cli/COMMANDS.md
 
-bench: .venv/installed  ## every benchmark; `make bench ARGS=--quick` for a first look
-	@for bench in benches/bench_*.py; do echo "bench: $$bench"; $(BIN)/python -m $$(echo $${bench%.py} | tr / .) $(ARGS) || exit 1; done
+bench: .venv/installed  ## a quick look at every benchmark; its first lines say how it is run in full
+	@for bench in benches/bench_*.py; do echo "bench: $$bench"; $(BIN)/python -m $$(echo $${bench%.py} | tr / .) --quick || exit 1; done
 
 install: .venv/installed  ## the virtual environment alone
 

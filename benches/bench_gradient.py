@@ -41,6 +41,8 @@ def main() -> None:
     parser.add_argument("--late", type=int, default=2000, help="of the late one")
     parser.add_argument("--seed", type=int, default=1, help="of draws")
     args = parser.parse_args()
+    if not args.quick and args.folder is None:
+        parser.error("--folder: name one to work in")
     if args.quick:
         with tempfile.TemporaryDirectory() as folder:
             args.folder, args.early, args.late = Path(folder), 2, 3

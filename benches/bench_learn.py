@@ -50,6 +50,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=22)
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
+    if not args.quick and not args.cache:
+        parser.error("--cache: name a cache that `teach` made")
     with tempfile.TemporaryDirectory() as room:
         if args.quick:
             teacher, corpus = tiny_teacher(Path(room)), tiny_corpus(Path(room), 2_400)

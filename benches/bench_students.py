@@ -55,6 +55,8 @@ def main() -> None:
     parser.add_argument("--ways", nargs="*", default=WAYS, help="some only: " + ", ".join(WAYS))
     parser.add_argument("--eval-every", type=int, default=None, help="steps; at the end alone unless given")
     args = parser.parse_args()
+    if not args.quick and args.folder is None:
+        parser.error("--folder: name one to work in")
     if args.quick:
         with tempfile.TemporaryDirectory() as folder:
             args.folder, args.warm_steps, args.steps, args.train = Path(folder), 2, 3, 4
