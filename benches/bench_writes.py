@@ -44,7 +44,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         room = Path(folder)
         teacher = tiny_teacher(room)
-        corpora = {"small": tiny_corpus(room, characters), "large": tiny_corpus(room, characters * times)}
+        corpora = {
+            "small": tiny_corpus(room, characters * times, every=times),
+            "large": tiny_corpus(room, characters * times),
+        }
         common = {"teacher": str(teacher), "shard_rows": characters // 10}
         for name, settings in SETTINGS.items():
             given = {**common, **settings}

@@ -28,16 +28,16 @@ def tiny_teacher(room: Path) -> Path:
     return folder
 
 
-def tiny_corpus(room: Path, characters: int) -> Path:
-    """Records of the standard library's code, in one file, with so many characters in all."""
+def tiny_corpus(room: Path, characters: int, every: int = 1) -> Path:
+    """Every so many-th record of so many characters of the standard library's code, in one file."""
     text = ""
     for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
         if len(text) >= characters:
             break
         text += path.read_text(errors="replace")
     assert len(text) >= characters
-    file = room / f"corpus-{characters}.jsonl"
-    starts = range(0, characters, RECORD_CHARACTERS)
+    file = room / f"corpus-{characters}-{every}.jsonl"
+    starts = range(0, characters, every * RECORD_CHARACTERS)
     with file.open("w") as stream:
         for start in starts:
             stream.write(
