@@ -43,7 +43,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one small student, few tokens")
     parser.add_argument("--json", action="store_true", help="one object: figures by name")
     parser.add_argument("--repeats", type=int, default=9, help="of each pair of steps")
-    parser.add_argument("--tokens", type=int, default=2048, help="of a timed batch, in sequences of 512")
+    parser.add_argument("--tokens", type=int, default=2048, help="of a timed batch")
+    parser.add_argument("--length", type=int, default=512, help="of its sequences, in tokens")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", help="a student, as `10m_v49152`, instead of all")
     args = parser.parse_args()
@@ -57,10 +58,10 @@ def main() -> None:
         tokens, repeats, memory_tokens, kinds = args.tokens, args.repeats, 4096, KINDS
     for name, (vocab_size, sizes) in cases.items():
         if args.only in (None, name):
-            figures |= _times(name, vocab_size, sizes, tokens, repeats)
+            figures |= _times(name, vocab_size, sizes, tokens, args.length, repeats)
     for name, (vocab_size, sizes) in cases.items():
         if args.only in (None, name):
-            figures |= _memory(name, vocab_size, sizes, memory_tokens, args.threads, kinds)
+            figures |= _memory(name, vocab_size, sizes, memory_tokens, args.length, args.threads, kinds)
     if args.json:
         print(json.dumps(figures))
     else:
@@ -78,16 +79,16 @@ def student(vocab_size: int, sizes: tuple[int, int, int, int]) -> LlamaForCausal
         num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=heads,
-        max_position_embeddings=1024,
+        max_position_embeddings=4096,
         tie_word_embeddings=True,
     )
     return LlamaForCausalLM(config).train()
 
 
-def batch_of(vocab_size: int, tokens: int, kind: str) -> dict[str, Any]:
-    """Sequences of 512 tokens (fewer, if there are not as many), with rows of one kind."""
+def batch_of(vocab_size: int, tokens: int, length: int, kind: str) -> dict[str, Any]:
+    """Sequences of a length (or of all tokens, if there are fewer), with rows of one kind."""
     random = torch.Generator().manual_seed(1)
-    length = min(512, tokens)
+    length = min(length, tokens)
     ids_BT = torch.randint(vocab_size, (tokens // length, length), generator=random)
     batch: dict[str, Any] = {"input_ids": ids_BT, "attention_mask": torch.ones_like(ids_BT), "labels": ids_BT}
     if kind != "hard":
@@ -140,12 +141,12 @@ def our_step(head: OutputHead, kind: str, batch: dict[str, Any]) -> tuple[float,
 
 
 def _times(
-    name: str, vocab_size: int, sizes: tuple[int, int, int, int], tokens: int, repeats: int
+    name: str, vocab_size: int, sizes: tuple[int, int, int, int], tokens: int, length: int, repeats: int
 ) -> dict[str, float]:
     """Ratios of step times, after hard loss and gradients were found equal."""
     model = student(vocab_size, sizes)
     head = OutputHead.of(model, torch.arange(16)[None])
-    batches = {kind: batch_of(vocab_size, tokens, kind) for kind in KINDS}
+    batches = {kind: batch_of(vocab_size, tokens, length, kind) for kind in KINDS}
     plain = plain_step(model, batches["hard"])
     wanted = [each.grad for each in model.parameters()]
     _, hard = our_step(head, "hard", batches["hard"])
@@ -187,13 +188,14 @@ def _memory(
     vocab_size: int,
     sizes: tuple[int, int, int, int],
     tokens: int,
+    length: int,
     threads: int,
     kinds: tuple[str, ...],
 ) -> dict[str, float]:
     """Peaks of the loss (at half the tokens too) and of the whole step, each in a fresh process."""
 
     def peak(what: Callable[..., int], kind: str, tokens: int) -> float:
-        return 1.0 * in_a_process(what, kind, vocab_size, sizes, tokens, threads)
+        return 1.0 * in_a_process(what, kind, vocab_size, sizes, tokens, length, threads)
 
     plain_loss, plain_step_bytes = (peak(what, "plain", tokens) for what in (loss_bytes, step_bytes))
     figures = {
@@ -215,7 +217,7 @@ def _memory(
 
 
 def loss_bytes(
-    kind: str, vocab_size: int, sizes: tuple[int, int, int, int], tokens: int, threads: int
+    kind: str, vocab_size: int, sizes: tuple[int, int, int, int], tokens: int, _: int, threads: int
 ) -> int:
     """What the loss takes beside hidden states, head, and the gradients of both, forward and backward."""
     torch.set_num_threads(threads)
@@ -239,16 +241,16 @@ def loss_bytes(
 
 
 def step_bytes(
-    kind: str, vocab_size: int, sizes: tuple[int, int, int, int], tokens: int, threads: int
+    kind: str, vocab_size: int, sizes: tuple[int, int, int, int], tokens: int, length: int, threads: int
 ) -> int:
     """What a process has at most in a step, parameters and gradients included, above what it began with."""
     torch.set_num_threads(threads)
     before = watch_peak()
     model = student(vocab_size, sizes)
     if kind == "plain":
-        plain_step(model, batch_of(vocab_size, tokens, "hard"))
+        plain_step(model, batch_of(vocab_size, tokens, length, "hard"))
     else:
-        our_step(OutputHead.of(model), kind, batch_of(vocab_size, tokens, kind))
+        our_step(OutputHead.of(model), kind, batch_of(vocab_size, tokens, length, kind))
     return max(1, peak_bytes() - before)
 
 
