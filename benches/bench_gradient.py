@@ -17,13 +17,14 @@ import math
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from benches.bench_students import HARD, ONLINE, Learner, made_up, warm_student, whole
-from benches.distillation import KINDS, PARTS, Said, as_tensors
-from distillcache.chunked_loss import Terms, chunked_sums
+from benches.bench_students import Learner, made_up, warm_student, whole
+from benches.distillation import KINDS, ONLINE, PARTS, WAYS, Said, as_tensors
+from distillcache.chunked_loss import chunked_sums
 
 SEQUENCES, BATCHES = 4, 4  # of a small batch, and small batches in a large one
 DOMAINS = ("code", "prose")
@@ -88,7 +89,7 @@ def _adam_scale(learner: Learner, train: Said, seed: int) -> Tensor:
 
 
 def _compared(learner: Learner, said: Said, scale_P: Tensor, seed: int) -> dict[str, float]:
-    ways = [HARD, *KINDS]
+    ways = [way for way in WAYS if way != ONLINE]
     figures: dict[str, float] = {}
     small: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
     whole_P: dict[str, Tensor] = {}
@@ -125,20 +126,13 @@ def _gradient(
     ids_BT = said.ids(batch)
     hidden_ND = learner.head.hidden(ids_BT)[:, :-1].flatten(0, 1)
     targets_N = ids_BT[:, 1:].flatten()
-    head = learner.linear()
-    if way == HARD:
-        loss, _ = chunked_sums(head, hidden_ND, targets_N, Terms(1.0, None, 1.0))
-    elif way == ONLINE:
-        loss, _ = chunked_sums(
-            head,
-            hidden_ND,
-            targets_N,
-            Terms(0.0, "forward-kl", 1.0),
-            teacher=whole(logits_NV),
-        )
-    else:
-        rows = as_tensors(KINDS[way].rows(logits_NV, said.places(batch), seed))
-        loss, _ = chunked_sums(head, hidden_ND, targets_N, Terms(0.0, KINDS[way].loss, 1.0), rows=rows)
+    how = WAYS[way]
+    teacher: dict[str, Any] = {}
+    if how.is_online:
+        teacher["teacher"] = whole(logits_NV)
+    elif how.kind is not None:
+        teacher["rows"] = as_tensors(KINDS[how.kind].rows(logits_NV, said.places(batch), seed))
+    loss, _ = chunked_sums(learner.linear(), hidden_ND, targets_N, how.terms, **teacher)
     gradients = torch.autograd.grad(loss / len(targets_N), list(learner.model.parameters()))
     return torch.cat([each.flatten() for each in gradients])
 

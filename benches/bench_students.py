@@ -26,16 +26,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benches.distillation import KINDS, Said, as_tensors, kept, new_student, row_bytes
+from benches.distillation import (
+    HARD,
+    KINDS,
+    MIXED,
+    ONLINE,
+    WAYS,
+    Said,
+    as_tensors,
+    kept,
+    new_student,
+    row_bytes,
+)
 from distillcache.chunked_loss import TeacherLogits, Terms, chunked_sums
 from distillcache.head import OutputHead
 from distillcache.linear_head import LinearHead
 from distillcache.metrics import exact_metrics, means, summed
 
-__all__ = ["HARD", "ONLINE", "Learner", "made_up", "warm_student", "whole"]
+__all__ = ["Learner", "made_up", "warm_student", "whole"]
 
-HARD, ONLINE = "cross-entropy", "online"
-WAYS = (HARD, ONLINE, *KINDS)
+ALL = {**WAYS, **MIXED}
 SEQUENCES = 2  # of 512 tokens, in a batch
 WARM_LEARNING_RATE, LEARNING_RATE, WARM_UP = 2e-3, 1e-3, 10
 SAVE_EVERY = 50
@@ -52,7 +62,9 @@ def main() -> None:
     parser.add_argument("--warm-steps", type=int, default=300, help="of cross-entropy, before all")
     parser.add_argument("--steps", type=int, default=110)
     parser.add_argument("--seed", type=int, default=1, help="of the order of the batches, and of draws")
-    parser.add_argument("--ways", nargs="*", default=WAYS, help="some only: " + ", ".join(WAYS))
+    parser.add_argument(
+        "--ways", nargs="*", default=tuple(WAYS), help="some only, or of: " + "; ".join(MIXED)
+    )
     parser.add_argument("--eval-every", type=int, default=None, help="steps; at the end alone unless given")
     args = parser.parse_args()
     if not args.quick and args.folder is None:
@@ -84,8 +96,9 @@ def run(args: argparse.Namespace) -> dict[str, float]:
     for way in args.ways:
         scores = learning.scores(way)
         figures |= {f"{way}: {name}": score for name, score in scores.items()}
-        if way in KINDS:
-            figures[f"{way}: bytes a row"] = _bytes(args.folder, way, calibration, held_out)
+        kind = ALL[way].kind
+        if kind is not None:
+            figures[f"{way}: bytes a row"] = _bytes(args.folder, kind, calibration, held_out)
         for name in ("code KL", "prose KL", "all KL") if hard and full else ():
             share = (hard[name] - scores[name]) / (hard[name] - full[name])
             figures[f"{way}: {name.replace('KL', 'share')}"] = share
@@ -192,18 +205,18 @@ class _Learning:
     def _steps(self, ways: Sequence[str], step: int, batch: list[int]) -> dict[str, float]:
         """One of each, and the losses; the teacher's logits are made only if one needs them."""
         ids_BT = self.train.ids(batch)
-        logits_NV = self.train.logits(batch) if ONLINE in ways else None
+        logits_NV = self.train.logits(batch) if any(ALL[way].is_online for way in ways) else None
         losses = {}
-        for way in ways:
-            terms = Terms(1.0, None, 1.0)
+        for name in ways:
+            way = ALL[name]
             teacher: dict[str, Any] = {}
-            if way == ONLINE:
+            if way.is_online:
                 assert logits_NV is not None
-                terms, teacher = Terms(0.0, "forward-kl", 1.0), {"teacher": whole(logits_NV)}
-            elif way in KINDS:
-                rows = kept(self.args.folder, self.train, way, batch, self.args.seed)
-                terms, teacher = Terms(0.0, KINDS[way].loss, 1.0), {"rows": as_tensors(rows)}
-            losses[way] = self.learners[way].step(step, ids_BT, terms, **teacher)
+                teacher["teacher"] = whole(logits_NV)
+            elif way.kind is not None:
+                rows = kept(self.args.folder, self.train, way.kind, batch, self.args.seed)
+                teacher["rows"] = as_tensors(rows)
+            losses[name] = self.learners[name].step(step, ids_BT, way.terms, **teacher)
         return losses
 
     def _evaluate(self, ways: Sequence[str], held_out: dict[str, Said], step: int) -> None:
@@ -252,15 +265,15 @@ def _batches(train: Said, seed: int) -> Iterator[list[int]]:
             yield order[start : start + SEQUENCES]
 
 
-def _bytes(folder: Path, way: str, calibration: Said, held_out: dict[str, Said]) -> float:
+def _bytes(folder: Path, kind: str, calibration: Said, held_out: dict[str, Said]) -> float:
     """Of rows of both held-out texts, weighed alike; measured once."""
     file = folder / "bytes.json"
     known: dict[str, float] = json.loads(file.read_bytes()) if file.is_file() else {}
-    if way not in known:
-        found = [row_bytes(KINDS[way], calibration, said) for said in held_out.values()]
-        known[way] = sum(found) / len(found)
+    if kind not in known:
+        found = [row_bytes(KINDS[kind], calibration, said) for said in held_out.values()]
+        known[kind] = sum(found) / len(found)
         file.write_text(json.dumps(known))
-    return known[way]
+    return known[kind]
 
 
 def _save(state: object, file: Path) -> None:

@@ -25,6 +25,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from benches.real_rows import real_teacher
+from distillcache.chunked_loss import Terms
 from distillcache.config import load_config
 from distillcache.learn.architecture import Architecture
 from distillcache.losses import TeacherRows
@@ -36,7 +37,22 @@ from distillcache_shards.codecs.compact_topk import CompactTopk
 from distillcache_shards.codecs.grid import Grid
 from distillcache_shards.rows import Rows
 
-__all__ = ["KINDS", "PARTS", "Kind", "Said", "T", "as_tensors", "kept", "new_student", "row_bytes"]
+__all__ = [
+    "HARD",
+    "KINDS",
+    "MIXED",
+    "ONLINE",
+    "PARTS",
+    "WAYS",
+    "Kind",
+    "Said",
+    "T",
+    "Way",
+    "as_tensors",
+    "kept",
+    "new_student",
+    "row_bytes",
+]
 
 T = 512
 PARTS = ("held_out_code", "held_out_prose", "calibration", "train")
@@ -50,7 +66,6 @@ class Kind:
 
     k: int | None = None
     sampler: Sampler | None = None
-    loss: str = "forward-kl"
 
     def rows(self, logits_NV: Tensor, places_N: np.ndarray, seed: int) -> Rows:
         """Of logits at their places in the plan."""
@@ -66,16 +81,54 @@ class Kind:
 
 
 KINDS = {
-    "top-12 tail": Kind(k=12),
-    "top-12 renormalised": Kind(k=12, loss="renormalised"),
-    "top-64 tail": Kind(k=64),
-    "top-64 renormalised": Kind(k=64, loss="renormalised"),
+    "top-12": Kind(k=12),
+    "top-64": Kind(k=64),
     "RS-KD 50": Kind(sampler=Sampler(Grid(50, 1), multinomial=True)),
     "sampled 1/8": Kind(sampler=Sampler(Grid.of(1 / 8))),
     "sampled 1/16": Kind(sampler=Sampler(Grid.of(1 / 16))),
     "sampled 1/25": Kind(sampler=Sampler(Grid.of(1 / 25))),
     "sampled 1/50": Kind(sampler=Sampler(Grid.of(1 / 50))),
     "sampled 1/85": Kind(sampler=Sampler(Grid.of(1 / 85))),
+}
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to learn: from rows of a kind, from all logits, or (alpha 1) from the text alone."""
+
+    kind: str | None = None
+    loss: str = "forward-kl"
+    alpha: float = 0.0  # weight of the hard loss
+    temperature: float = 1.0
+
+    @property
+    def terms(self) -> Terms:
+        """What is minimised."""
+        return Terms(self.alpha, None if self.alpha == 1 else self.loss, self.temperature)
+
+    @property
+    def is_online(self) -> bool:
+        """True if it takes all logits."""
+        return self.kind is None and self.alpha < 1
+
+
+HARD, ONLINE = "cross-entropy", "online"
+WAYS = {
+    HARD: Way(alpha=1.0),
+    ONLINE: Way(),
+    "top-12 tail": Way("top-12"),
+    "top-12 renormalised": Way("top-12", "renormalised"),
+    "top-64 tail": Way("top-64"),
+    "top-64 renormalised": Way("top-64", "renormalised"),
+    **{name: Way(name) for name, kind in KINDS.items() if kind.sampler is not None},
+}
+# The weight of the hard loss, and the temperature.
+MIXED = {
+    "sampled 1/50, alpha 0.1": Way("sampled 1/50", alpha=0.1),
+    "sampled 1/50, alpha 0.3": Way("sampled 1/50", alpha=0.3),
+    "sampled 1/50, alpha 0.5": Way("sampled 1/50", alpha=0.5),
+    "top-64 tail, T = 2": Way("top-64", temperature=2.0),
+    "online, T = 2": Way(temperature=2.0),
 }
 
 
