@@ -119,12 +119,12 @@ def _figures(name: str, codec: Codec, rows: Rows) -> dict[str, float]:
 
 
 def _best(work: Callable[[], object]) -> float:
-    """Seconds of the fastest of several goes: the machine may be busy with other things."""
+    """Processor seconds of the fastest of several goes: the machine may be busy with other things."""
     seconds = []
     for _ in range(REPEATS):
-        began = time.perf_counter()
+        began = time.process_time()
         work()
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.process_time() - began)
     return min(seconds)
 
 
