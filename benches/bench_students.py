@@ -43,7 +43,7 @@ from distillcache.head import OutputHead
 from distillcache.linear_head import LinearHead
 from distillcache.metrics import exact_metrics, means, summed
 
-__all__ = ["Learner", "made_up", "warm_student", "whole"]
+__all__ = ["ALL", "SEQUENCES", "Learner", "file_name", "made_up", "warm_student", "whole"]
 
 ALL = {**WAYS, **MIXED}
 SEQUENCES = 2  # of 512 tokens, in a batch
@@ -200,7 +200,7 @@ class _Learning:
         return scores if scores.get("step") == self.args.steps else {}
 
     def _file(self, way: str, suffix: str) -> Path:
-        return Path(self.folder / (re.sub(r"[^a-zA-Z0-9]+", "-", way) + suffix))
+        return Path(self.folder / file_name(way, suffix))
 
     def _steps(self, ways: Sequence[str], step: int, batch: list[int]) -> dict[str, float]:
         """One of each, and the losses; the teacher's logits are made only if one needs them."""
@@ -249,6 +249,11 @@ class _Learning:
             file = self._file(way, ".json")
             before = json.loads(file.read_bytes()) if file.is_file() else []
             file.write_text(json.dumps([each for each in before if each["step"] < step] + [scores]))
+
+
+def file_name(way: str, suffix: str) -> str:
+    """Of what lies on disk for one way."""
+    return re.sub(r"[^a-zA-Z0-9]+", "-", way) + suffix
 
 
 def whole(logits_NV: Tensor) -> TeacherLogits:
