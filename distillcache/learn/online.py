@@ -12,7 +12,8 @@ from torch import Tensor
 
 from distillcache.errors import TeacherError
 from distillcache.head import OutputHead
-from distillcache.learn.loading import Source
+from distillcache.learn.loading import load_fitting
+from distillcache.model_source import ModelSource
 from distillcache.tokenizer import load_tokenizer, vocabulary
 from distillcache_shards.cache import Cache
 
@@ -31,7 +32,7 @@ class OnlineTeacher:
 
 def teacher_identity(source: str) -> dict[str, Any]:
     """What tells one teacher from another before it is loaded. Raises TeacherError if there is none."""
-    return Source.of(source, TeacherError).identity()
+    return ModelSource.of(source, TeacherError).identity()
 
 
 def load_online_teacher(
@@ -42,29 +43,16 @@ def load_online_teacher(
     Raises TeacherError for what cannot be loaded or does not fit the cache, MismatchError for a tokenizer
     that is not the cache's.
     """
-    found = Source.of(source, TeacherError)
-    model = found.load(cache, dtype)
-    num_ids = vocabulary(load_tokenizer(cache.tokenizer_folder))
-    embedding: Any = model.get_input_embeddings()
-    if embedding.weight.shape[0] < num_ids:
-        raise TeacherError(
-            f"{source}: too few embeddings for the cache's tokenizer; found {embedding.weight.shape[0]}, "
-            f"needs {num_ids}; take another teacher"
-        )
-    longest = int(cache.sequence_lengths.max())
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if positions is not None and longest > positions:
-        raise TeacherError(
-            f"{source}: too few positions for the cache's longest sequence; found {positions}, "
-            f"needs {longest}; take another teacher"
-        )
+    found = ModelSource.of(source, TeacherError)
+    model = load_fitting(found, cache, dtype)
     model.requires_grad_(False)
     model.to(device)  # type: ignore[arg-type]
     head = OutputHead.of(model, probe_ids_BT)
+    num_ids = vocabulary(load_tokenizer(cache.tokenizer_folder))
     return OnlineTeacher(head, found.name, num_ids, _other_teacher(found, cache))
 
 
-def _other_teacher(found: Source, cache: Cache) -> str | None:
+def _other_teacher(found: ModelSource, cache: Cache) -> str | None:
     identity, about = found.identity(), cache.about
     taught = str(cache.plan["teacher"].get("sha256"))
     same = (

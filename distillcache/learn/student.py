@@ -14,7 +14,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from distillcache.config import load_config
 from distillcache.errors import ConfigError, StudentError
 from distillcache.learn.architecture import Architecture
-from distillcache.learn.loading import Source
+from distillcache.learn.loading import load_fitting, require_fitting
+from distillcache.model_source import ModelSource
 from distillcache.tokenizer import load_tokenizer, require_same_tokenizer, vocabulary
 from distillcache_shards.cache import Cache
 
@@ -40,7 +41,7 @@ def student_identity(source: str) -> dict[str, Any]:
     """
     if is_new(source):
         return {"architecture": asdict(_architecture(source))}
-    return Source.of(source, StudentError).identity()
+    return ModelSource.of(source, StudentError).identity()
 
 
 def load_student(source: str, cache: Cache, *, seed: int) -> Student:
@@ -53,10 +54,10 @@ def load_student(source: str, cache: Cache, *, seed: int) -> Student:
     require_same_tokenizer(tokenizer, cache)
     if is_new(source):
         model, name = _build(_architecture(source), tokenizer, seed), Path(source).stem
+        require_fitting(source, model, cache, StudentError)
     else:
-        found = Source.of(source, StudentError)
-        model, name = found.load(cache, torch.float32), found.name
-    _check_sizes(source, model, tokenizer, cache)
+        found = ModelSource.of(source, StudentError)
+        model, name = load_fitting(found, cache, torch.float32), found.name
     model.requires_grad_(True)
     return Student(
         model=model,
@@ -107,20 +108,3 @@ def _build(sizes: Architecture, tokenizer: Any, seed: int) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return LlamaForCausalLM(config)
-
-
-def _check_sizes(source: str, model: PreTrainedModel, tokenizer: Any, cache: Cache) -> None:
-    embedding: Any = model.get_input_embeddings()
-    num_ids, needed = embedding.weight.shape[0], vocabulary(tokenizer)
-    if num_ids < needed:
-        raise StudentError(
-            f"{source}: too few embeddings for the cache's tokenizer; found {num_ids}, needs {needed}; "
-            "resize its embeddings"
-        )
-    longest = int(cache.sequence_lengths.max())
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if positions is not None and longest > positions:
-        raise StudentError(
-            f"{source}: too few positions for the cache's longest sequence; found {positions}, "
-            f"needs {longest}; take a student with more, or teach with --max-length {positions}"
-        )

@@ -20,6 +20,7 @@ from distillcache.corpus.spool import Spool
 from distillcache.corpus.tokenise import Tokenised, tokenise_corpus
 from distillcache.device import dtype_name, pick_device, pick_dtype
 from distillcache.errors import ConfigError, TeacherError
+from distillcache.model_source import ModelSource
 from distillcache.teach.batches import TeacherBatch, batch_members, input_lengths, make_batch
 from distillcache.teach.bounds import Bounds
 from distillcache.teach.config import TeachConfig
@@ -28,13 +29,7 @@ from distillcache.teach.plan import grid_of
 from distillcache.teach.rows_config import MULTINOMIAL, SAMPLED, TOPK
 from distillcache.teach.sample import Sampler, in_order, sample_batch
 from distillcache.teach.source import Heard
-from distillcache.teach.teacher import (
-    Teacher,
-    load_teacher,
-    load_teacher_tokenizer,
-    local_fingerprint,
-    probe_perplexity,
-)
+from distillcache.teach.teacher import Teacher, load_teacher, probe_perplexity
 from distillcache_shards.rows import Rows
 from distillcache_shards.shard import Sequences
 
@@ -74,15 +69,13 @@ class LocalTeacher:
 
     def identity(self) -> dict[str, Any] | None:
         """Of a model on this machine, from its files alone."""
-        sha256 = local_fingerprint(self.config.teacher, self.config.gguf_file)
-        return None if sha256 is None else {"sha256": sha256, "dtype": self.dtype}
+        source = self._source()
+        return None if source.folder is None else {"sha256": source.sha256(), "dtype": self.dtype}
 
     def tokenizer(self) -> Any:
         """The model's tokenizer, without the model."""
         if self._tokenizer is None:
-            self._tokenizer = load_teacher_tokenizer(
-                self.config.teacher, gguf_file=self.config.gguf_file, revision=self.config.revision
-            )
+            self._tokenizer = self._source().tokenizer()
         return self._tokenizer
 
     def sequences(self, report: CorpusReport) -> Iterator[Tokenised]:
@@ -187,6 +180,12 @@ class LocalTeacher:
             numbers_B,
             teacher.valid_V,
             name_sequence=lambda b: f"sequence {numbers_B[b]}",
+        )
+
+    def _source(self) -> ModelSource:
+        config = self.config
+        return ModelSource.of(
+            config.teacher, TeacherError, gguf_file=config.gguf_file, revision=config.revision
         )
 
     def _loaded(self) -> Teacher:

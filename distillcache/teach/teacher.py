@@ -8,36 +8,28 @@ Knows nothing of corpora or caches.
 B sequences, T positions, V vocabulary.
 """
 
-import contextlib
-import importlib.util
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import errors as hub_errors
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
-from transformers.utils.hub import cached_file
+from transformers import PreTrainedModel
 
 from distillcache.device import pick_device, pick_dtype
-from distillcache.errors import DistillcacheError, TeacherError
+from distillcache.errors import TeacherError
 from distillcache.head import OutputHead
+from distillcache.model_source import ModelSource
 from distillcache.quiet import quiet_loading
 from distillcache.teach.keep import chunk_rows
-from distillcache.tokenizer import load_tokenizer, valid_ids
-from distillcache.weights import weight_files, weights_fingerprint
+from distillcache.tokenizer import valid_ids
 
 __all__ = [
     "Probe",
     "Teacher",
     "load_teacher",
-    "load_teacher_tokenizer",
-    "local_fingerprint",
     "probe_perplexity",
 ]
 
@@ -100,86 +92,38 @@ def load_teacher(
     `tokenizer`: the teacher's own, if it is loaded already.
     Raises TeacherError for what cannot be found, loaded or used, ConfigError for dtype, device and tokenizer.
     """
-    where, gguf_file = _place(name, gguf_file)
-    is_local = where.is_dir()
-    source = str(where) if is_local else name
-    shown = f"{name}/{gguf_file}" if gguf_file and not name.endswith(".gguf") else name
-    _check_place(name, where, gguf_file)
+    source = ModelSource.of(name, TeacherError, gguf_file=gguf_file, revision=revision)
     target = pick_device("auto" if device == "split" else device)
     torch_dtype = pick_dtype(dtype, target)
-
-    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    if gguf_file is not None:
-        options["gguf_file"] = gguf_file
-    with quiet_loading(), _one_line(shown):
-        if gguf_file is None:
-            config = AutoConfig.from_pretrained(source, **options)
-            _check_causal(shown, config)
-        else:
-            # Without this the weights stay in GGUF blocks, slower to multiply.
-            options["quantization_config"] = GgufConfig(dequantize=True)
-        if device == "split":
-            options["device_map"] = "auto"
-        elif target.type != "cpu":
-            options["device_map"] = {"": target}  # straight to the device, never whole in memory
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype=torch_dtype, output_loading_info=True, **options
-        )
-    model: PreTrainedModel = loaded[0]
-    missing = sorted(loaded[1]["missing_keys"])
-    if missing:
-        raise TeacherError(
-            f"{shown}: weights are missing and would be random; found none for {missing[0]} "
-            f"and {len(missing) - 1} others; load a complete causal language model"
-        )
-    model.eval()  # type: ignore[no-untyped-call]
+    device_map: Any = None
+    if device == "split":
+        device_map = "auto"
+    elif target.type != "cpu":
+        device_map = {"": target}  # straight to the device, never whole in memory
+    model = source.load(torch_dtype, device_map=device_map, trust_remote_code=trust_remote_code)
     model.requires_grad_(False)
     if tokenizer is None:
-        tokenizer = load_teacher_tokenizer(source, gguf_file=gguf_file, revision=revision)
+        tokenizer = source.tokenizer()
 
     with torch.inference_mode(), quiet_loading():
         probe_ids_1T = torch.tensor([tokenizer.encode(PROBE_TEXT)], dtype=torch.long)
         probe_ids_1T = probe_ids_1T[:, : _num_positions(model)]
-        _check_ids(shown, probe_ids_1T, model)
+        _check_ids(source.name, probe_ids_1T, model)
         head = OutputHead.of(model, probe_ids_1T)
-        vocab_size = _check_probe(shown, head, probe_ids_1T)
-    commit = getattr(model.config, "_commit_hash", None)
-    folder = where if is_local else _snapshot_folder(name, gguf_file, revision)
+        vocab_size = _check_probe(source.name, head, probe_ids_1T)
     return Teacher(
         model=model,
         head=head,
         tokenizer=tokenizer,
-        name=_public_name(where, name, gguf_file, is_local),
-        revision=None if is_local else commit,
-        sha256=weights_fingerprint(folder, gguf_file, error=TeacherError),
+        name=source.name,
+        revision=None if source.folder is not None else getattr(model.config, "_commit_hash", None),
+        sha256=source.sha256(),
         dtype=torch_dtype,
         device=head.device,
         vocab_size=vocab_size,
         num_parameters=sum(each.numel() for each in model.parameters()),
         valid_V=torch.as_tensor(valid_ids(tokenizer, vocab_size)).to(head.device),
     )
-
-
-def load_teacher_tokenizer(name: str, *, gguf_file: str | None = None, revision: str | None = None) -> Any:
-    """The tokenizer of a teacher, named as in `load_teacher`, without its weights.
-
-    Raises TeacherError for what cannot be found, ConfigError if there is no tokenizer.
-    """
-    where, gguf_file = _place(name, gguf_file)
-    _check_place(name, where, gguf_file)
-    source = str(where) if where.is_dir() else name
-    with quiet_loading():
-        return load_tokenizer(source, gguf_file=gguf_file, revision=revision)
-
-
-def local_fingerprint(name: str, gguf_file: str | None = None) -> str | None:
-    """The fingerprint of a teacher on this machine, without loading it; None for a name of the hub.
-
-    Raises TeacherError if it has no weights.
-    """
-    where, gguf_file = _place(name, gguf_file)
-    _check_place(name, where, gguf_file)
-    return weights_fingerprint(where, gguf_file, error=TeacherError) if where.is_dir() else None
 
 
 @torch.inference_mode()
@@ -232,54 +176,9 @@ def probe_perplexity(
     return Probe(perplexity, num_positions, warning)
 
 
-def _place(name: str, gguf_file: str | None) -> tuple[Path, str | None]:
-    """Folder and GGUF file of a name, if it is one of this machine."""
-    where = Path(name).expanduser()
-    if gguf_file is None and where.suffix == ".gguf" and where.is_file():
-        return where.parent, where.name
-    return where, gguf_file
-
-
-def _check_place(name: str, where: Path, gguf_file: str | None) -> None:
-    """Refuse what can be told wrong before anything is loaded."""
-    if gguf_file is not None and importlib.util.find_spec("gguf") is None:
-        raise TeacherError(
-            f"{name}: a GGUF file needs the package gguf; found none; pip install 'distillcache[demo]'"
-        )
-    if where.is_file():
-        raise TeacherError(f"{name}: is a file; name a folder, a hub model or a .gguf file")
-    if not where.is_dir():
-        if name.startswith(("/", ".", "~")) or name.count("/") > 1 or "\\" in name:
-            raise TeacherError(
-                f"{name}: no such folder; name a folder of a transformers model or a hub model"
-            )
-        return
-    if gguf_file is not None:
-        if not (where / gguf_file).is_file():
-            found = ", ".join(sorted(each.name for each in where.glob("*.gguf"))) or "no .gguf file"
-            raise TeacherError(f"{name}: no {gguf_file} in this folder; found {found}")
-        return
-    if not (where / "config.json").is_file():
-        gguf = sorted(each.name for each in where.glob("*.gguf"))
-        if gguf:
-            raise TeacherError(f"{name}: no config.json; found {', '.join(gguf)}; pass --gguf-file {gguf[0]}")
-        raise TeacherError(f"{name}: no config.json; name the folder of a transformers model")
-    weight_files(where, error=TeacherError)
-
-
 def _num_positions(model: PreTrainedModel) -> int | None:
     found = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return found if isinstance(found, int) and found > 0 else None
-
-
-def _check_causal(shown: str, config: Any) -> None:
-    auto_map = getattr(config, "auto_map", None) or {}
-    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or "AutoModelForCausalLM" in auto_map:
-        return
-    found = ", ".join(getattr(config, "architectures", None) or [config.model_type])
-    raise TeacherError(
-        f"{shown}: not a causal language model; found {found}; a teacher predicts the next token"
-    )
 
 
 def _check_ids(shown: str, ids_1T: Tensor, model: PreTrainedModel) -> None:
@@ -310,47 +209,3 @@ def _check_probe(shown: str, head: OutputHead, ids_1T: Tensor) -> int:
             "name a decoder"
         )
     return int(logits_1TV.shape[2])
-
-
-def _snapshot_folder(name: str, gguf_file: str | None, revision: str | None) -> Path:
-    """Where the hub's cache holds the files that were just loaded."""
-    path = cached_file(name, gguf_file or "config.json", revision=revision)
-    assert path is not None
-    return (
-        Path(path).parent
-        if gguf_file is None or "/" not in gguf_file
-        else Path(path).parents[gguf_file.count("/")]
-    )
-
-
-def _public_name(where: Path, name: str, gguf_file: str | None, is_local: bool) -> str:
-    """A name that says nothing of the machine."""
-    if gguf_file is not None:
-        return Path(gguf_file).name if is_local else f"{name}/{gguf_file}"
-    return where.resolve().name if is_local else name
-
-
-@contextlib.contextmanager
-def _one_line(shown: str) -> Iterator[None]:
-    """Loading errors of the libraries beneath, which can be pages long, as one line of ours."""
-    try:
-        yield
-    except (DistillcacheError, torch.OutOfMemoryError, MemoryError):
-        raise
-    except Exception as error:  # each library, and each model's own code, fails in its own way
-        causes: list[BaseException] = []
-        each: BaseException | None = error
-        while each is not None:
-            causes.append(each)
-            each = each.__cause__ or each.__context__
-        remedy = ""
-        if any(isinstance(cause, hub_errors.GatedRepoError) for cause in causes):
-            remedy = "; ask for access on its page, then run `hf auth login`"
-        elif any(isinstance(cause, hub_errors.RepositoryNotFoundError) for cause in causes):
-            remedy = "; check the spelling, or run `hf auth login` if it is private"
-        elif any(isinstance(cause, hub_errors.LocalEntryNotFoundError | ConnectionError) for cause in causes):
-            remedy = "; no network? name a folder on this machine"
-        elif "trust_remote_code" in str(error):
-            remedy = "; read that code, then pass --trust-remote-code"
-        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise TeacherError(f"{shown}: cannot be loaded; found {first.rstrip('.')[:240]}{remedy}") from error

@@ -123,6 +123,7 @@ def test_what_is_no_student_is_refused(cache: Cache, small: Path, tmp_path: Path
     sees = tmp_path / "sees"
     byte_tokenizer().save_pretrained(sees)
     (sees / "config.json").write_text('{"model_type": "clip"}')
+    (sees / "model.safetensors").touch()
     assert "not a causal language model" in refusal(sees, cache)
 
     lacking = save_teacher(tmp_path / "lacking", tiny("llama", num_hidden_layers=1))

@@ -100,7 +100,7 @@ def test_folder_without_a_config_is_refused_naming_the_gguf_files_in_it(tmp_path
     """A folder that holds a GGUF file says how to take it."""
     assert "no config.json" in _refusal(str(tmp_path))
     (tmp_path / "a.Q4.gguf").touch()
-    assert "--gguf-file a.Q4.gguf" in _refusal(str(tmp_path))
+    assert f"name {tmp_path}/a.Q4.gguf" in _refusal(str(tmp_path))
 
 
 def test_missing_gguf_file_is_refused_naming_those_that_are_there(tmp_path: Path) -> None:

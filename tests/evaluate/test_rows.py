@@ -12,14 +12,14 @@ import torch
 from transformers import PreTrainedModel
 
 import distillcache.evaluate.rows as rows_module
-from distillcache.errors import ConfigError, DistillcacheError
+from distillcache.errors import ConfigError, DistillcacheError, TeacherError
 from distillcache.evaluate.config import EvaluateConfig
 from distillcache.evaluate.events import Event, Progress, Warned
 from distillcache.evaluate.result import EvaluateResult, Figure
 from distillcache.evaluate.run import evaluate
 from distillcache.learn.config import LearnConfig
 from distillcache.learn.run import learn
-from distillcache.teach.teacher import local_fingerprint
+from distillcache.model_source import ModelSource
 from distillcache.tokenizer import load_tokenizer, text_bytes
 from distillcache_shards.cache import Cache
 from distillcache_shards.errors import CacheError, MismatchError
@@ -231,7 +231,10 @@ def test_another_teacher_than_the_cache_s_is_warned_of(
     heard: list[Event] = []
     run("student", "topk", against="teacher", on_event=heard.append)
     # The tests' own cache names no real fingerprint.
-    assert local_fingerprint(str(room / "teacher")) != Cache.open(room / "topk").plan["teacher"]["sha256"]
+    assert (
+        ModelSource.of(str(room / "teacher"), TeacherError).sha256()
+        != Cache.open(room / "topk").plan["teacher"]["sha256"]
+    )
     assert [type(each) for each in heard if not isinstance(each, Progress)] == [Warned]
 
 

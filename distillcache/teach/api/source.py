@@ -24,6 +24,7 @@ from distillcache.errors import TeacherError
 from distillcache.generate.logprobs import Said
 from distillcache.generate.progress import Progress
 from distillcache.generate.prompts import Prompt
+from distillcache.model_source import ModelSource
 from distillcache.teach.api.align import (
     OF_TOKENIZERS,
     Aligned,
@@ -43,7 +44,6 @@ from distillcache.teach.events import Asked
 from distillcache.teach.folder import nearest_folder
 from distillcache.teach.source import Heard as Told
 from distillcache.teach.source import OnEvent
-from distillcache.teach.teacher import load_teacher_tokenizer
 from distillcache_shards.rows import TOPK, Rows
 from distillcache_shards.shard import Sequences
 
@@ -87,7 +87,7 @@ class ApiTeacher:
         """The tokenizer that was named for the cache."""
         if self._tokenizer is None:
             assert self.config.tokenizer is not None
-            self._tokenizer = load_teacher_tokenizer(self.config.tokenizer)
+            self._tokenizer = ModelSource.of(self.config.tokenizer, TeacherError).tokenizer()
             self._names, self._encoder = TokenNames(self._tokenizer), Encoder(self._tokenizer)
         return self._tokenizer
 
