@@ -58,11 +58,9 @@ def generate(
     """Ask for what is missing, filter everything, write `data.jsonl`, `rejected.jsonl` and `report.json`.
 
     `confirm` is shown the estimate before the first request, if there is one to make. `stop` is looked at
-    before each
-    request: when true, those under way are waited for, and the rest is left for another start.
+    before each request: when true, those under way are waited for, and the rest is left for another start.
     Returns the report. Raises `ConfigError` for settings, `Declined`, and `TeacherError` when the teacher
-    refuses all
-    questions; the report is written in that case too.
+    refuses all questions; the report is written in that case too.
     """
     price = find_price(
         config.vendor,
