@@ -5,6 +5,7 @@ Knows nothing of what is done with the model, and nothing of caches.
 """
 
 import contextlib
+import dataclasses
 import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -59,7 +60,7 @@ class ModelSource:
     def name(self) -> str:
         """A name that says nothing of the machine."""
         if self.folder is None:
-            return self._shown
+            return self.shown
         return self.gguf_file or self.folder.resolve().name
 
     def tokenizer(self) -> Any:
@@ -74,7 +75,11 @@ class ModelSource:
         """
         if self.folder is not None:
             return {"weights": self.sha256()}
-        return {"model": self.text, "revision": extract_commit_hash(self._fetched("config.json"), None)}
+        return {"model": self.text, "revision": self._commit()}
+
+    def pinned(self) -> "ModelSource":
+        """The same at the commit that the hub has now, so that all that is loaded of it is of one."""
+        return self if self.folder is not None else dataclasses.replace(self, revision=self._commit())
 
     def sha256(self) -> str:
         """The fingerprint of the weights, see `weights_fingerprint`; of the hub's once they were loaded."""
@@ -90,13 +95,13 @@ class ModelSource:
     ) -> PreTrainedModel:
         """The model in evaluation mode, on the CPU unless `device_map` says where.
 
-        Raises `error` for what cannot be loaded or is no causal model, and for weights that are not there.
+        Raises `error` for what cannot be loaded, and for weights that are not there.
         """
         options: dict[str, Any] = {"revision": self.revision, "trust_remote_code": trust_remote_code}
         if self.gguf_file is not None:
             # Without this the weights stay in GGUF blocks, slower to multiply.
             options |= {"gguf_file": self.gguf_file, "quantization_config": GgufConfig(dequantize=True)}
-        self.require_causal(trust_remote_code=trust_remote_code)
+        self._check_weights()
         with quiet_loading(), self._one_line():
             if device_map is not None:
                 options["device_map"] = device_map
@@ -107,7 +112,7 @@ class ModelSource:
         missing = sorted(loaded[1]["missing_keys"])
         if missing:
             raise self.error(
-                f"{self._shown}: weights are missing and would be random; found none for {missing[0]} "
+                f"{self.shown}: weights are missing and would be random; found none for {missing[0]} "
                 f"and {len(missing) - 1} others; name a complete model"
             )
         return model.eval()  # type: ignore[no-any-return, no-untyped-call]
@@ -125,7 +130,7 @@ class ModelSource:
         if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and "AutoModelForCausalLM" not in auto_map:
             found = ", ".join(getattr(config, "architectures", None) or [config.model_type])
             raise self.error(
-                f"{self._shown}: not a causal language model; found {found}; "
+                f"{self.shown}: not a causal language model; found {found}; "
                 "name one that predicts the next token"
             )
 
@@ -134,7 +139,8 @@ class ModelSource:
         return self.text if self.folder is None else str(self.folder)
 
     @property
-    def _shown(self) -> str:
+    def shown(self) -> str:
+        """As it was written, for a message."""
         if self.gguf_file is None or self.text.endswith(".gguf"):
             return self.text
         return f"{self.text}/{self.gguf_file}"
@@ -168,6 +174,9 @@ class ModelSource:
             raise self.error(f"{self.text}: no config.json; name the folder of a transformers model")
         weight_files(self.folder, error=self.error)
 
+    def _commit(self) -> str | None:
+        return extract_commit_hash(self._fetched("config.json"), None)
+
     def _fetched(self, file: str) -> str:
         """Where the hub's cache holds a file: as it is there now or, without a network, as it was."""
         with quiet_loading(), self._one_line():
@@ -186,7 +195,7 @@ class ModelSource:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             first = lines[0] if lines else type(error).__name__
             raise self.error(
-                f"{self._shown}: cannot be loaded; found {first.rstrip('.')[:240]}; {_remedy(error)}"
+                f"{self.shown}: cannot be loaded; found {first.rstrip('.')[:240]}; {_remedy(error)}"
             ) from error
 
 

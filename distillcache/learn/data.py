@@ -63,7 +63,8 @@ def sampled_at(cache: Cache) -> tuple[float, float | None]:
     about = cache.plan["rows"]
     if cache.row_kind != "sampled":
         return 1.0, None
-    tau = about["draw_units"] / about["units"] if about.get("method") == "threshold" else None
+    has_tau = about.get("method") == "threshold" and "units" in about
+    tau = about["draw_units"] / about["units"] if has_tau else None
     return float(about.get("temperature", 1.0)), tau
 
 

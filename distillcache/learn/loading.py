@@ -22,6 +22,7 @@ def load_fitting(source: ModelSource, cache: Cache, dtype: torch.dtype) -> PreTr
     Raises the source's error for what cannot be loaded or is too small for the cache, MismatchError for a
     tokenizer that is not the cache's.
     """
+    source = source.pinned()
     source.require_causal()
     # The tokenizer first: it is refused in no time, a model may take minutes to load.
     require_same_tokenizer(source.tokenizer(), cache)

@@ -100,6 +100,7 @@ def load_teacher(
         device_map = "auto"
     elif target.type != "cpu":
         device_map = {"": target}  # straight to the device, never whole in memory
+    source.require_causal(trust_remote_code=trust_remote_code)
     model = source.load(torch_dtype, device_map=device_map, trust_remote_code=trust_remote_code)
     model.requires_grad_(False)
     if tokenizer is None:
@@ -108,9 +109,9 @@ def load_teacher(
     with torch.inference_mode(), quiet_loading():
         probe_ids_1T = torch.tensor([tokenizer.encode(PROBE_TEXT)], dtype=torch.long)
         probe_ids_1T = probe_ids_1T[:, : _num_positions(model)]
-        _check_ids(source.name, probe_ids_1T, model)
+        _check_ids(source.shown, probe_ids_1T, model)
         head = OutputHead.of(model, probe_ids_1T)
-        vocab_size = _check_probe(source.name, head, probe_ids_1T)
+        vocab_size = _check_probe(source.shown, head, probe_ids_1T)
     return Teacher(
         model=model,
         head=head,
