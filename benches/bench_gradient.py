@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benches.bench_students import Learner, made_up, warm_student, whole
-from benches.distillation import KINDS, ONLINE, PARTS, WAYS, Said, as_tensors
+from benches.bench_students import Learner, made_up, warm_student
+from benches.distillation import KINDS, ONLINE, PARTS, WAYS, Said
 from distillcache.chunked_loss import chunked_sums
 
 SEQUENCES, BATCHES = 4, 4  # of a small batch, and small batches in a large one
@@ -39,14 +39,14 @@ def main() -> None:
     parser.add_argument("--student", default="tiny", help="of configs/student")
     parser.add_argument("--train", type=int, default=2000, help="sequences to train the students on")
     parser.add_argument("--early", type=int, default=300, help="steps of cross-entropy of the early student")
-    parser.add_argument("--late", type=int, default=2000, help="of the late one")
+    parser.add_argument("--late", default="2000", help="of the late one; or a student of bench_students, .pt")
     parser.add_argument("--seed", type=int, default=1, help="of draws")
     args = parser.parse_args()
     if not args.quick and args.folder is None:
         parser.error("--folder: name one to work in")
     if args.quick:
         with tempfile.TemporaryDirectory() as folder:
-            args.folder, args.early, args.late = Path(folder), 2, 3
+            args.folder, args.early, args.late = Path(folder), 2, "3"
             made_up(args.folder)
             figures = run(args)
     else:
@@ -63,9 +63,15 @@ def run(args: argparse.Namespace) -> dict[str, float]:
     """Every figure by its name."""
     figures: dict[str, float] = {}
     train = Said(args.folder, "train")
-    for age, steps in (("early", args.early), ("late", args.late)):
+    late_file = Path(args.late)
+    for age in ("early", "late"):
         learner = Learner(args.student, train.vocab_size, 0.0)
-        learner.model.load_state_dict(warm_student(args.folder, args.student, steps, train))
+        if age == "late" and late_file.suffix == ".pt":
+            weights = torch.load(late_file)["model"]
+        else:
+            steps = args.early if age == "early" else int(args.late)
+            weights = warm_student(args.folder, args.student, steps, train)
+        learner.model.load_state_dict(weights)
         for domain in DOMAINS:
             said = Said(args.folder, f"held_out_{domain}")
             scale_P = _adam_scale(learner, train, args.seed)
@@ -126,13 +132,10 @@ def _gradient(
     ids_BT = said.ids(batch)
     hidden_ND = learner.head.hidden(ids_BT)[:, :-1].flatten(0, 1)
     targets_N = ids_BT[:, 1:].flatten()
-    how = WAYS[way]
-    teacher: dict[str, Any] = {}
-    if how.is_online:
-        teacher["teacher"] = whole(logits_NV)
-    elif how.kind is not None:
-        teacher["rows"] = as_tensors(KINDS[how.kind].rows(logits_NV, said.places(batch), seed))
-    loss, _ = chunked_sums(learner.linear(), hidden_ND, targets_N, how.terms, **teacher)
+    teacher: dict[str, Any] = WAYS[way].teacher(
+        lambda: logits_NV, lambda kind: KINDS[kind].rows(logits_NV, said.places(batch), seed)
+    )
+    loss, _ = chunked_sums(learner.linear(), hidden_ND, targets_N, WAYS[way].terms, **teacher)
     gradients = torch.autograd.grad(loss / len(targets_N), list(learner.model.parameters()))
     return torch.cat([each.flatten() for each in gradients])
 

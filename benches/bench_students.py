@@ -12,6 +12,7 @@ N rows of a batch, V vocabulary.
 """
 
 import argparse
+import functools
 import json
 import math
 import os
@@ -33,17 +34,16 @@ from benches.distillation import (
     ONLINE,
     WAYS,
     Said,
-    as_tensors,
     kept,
     new_student,
     row_bytes,
 )
-from distillcache.chunked_loss import TeacherLogits, Terms, chunked_sums
+from distillcache.chunked_loss import Terms, chunked_sums
 from distillcache.head import OutputHead
 from distillcache.linear_head import LinearHead
 from distillcache.metrics import exact_metrics, means, summed
 
-__all__ = ["ALL", "SEQUENCES", "Learner", "file_name", "made_up", "warm_student", "whole"]
+__all__ = ["ALL", "SEQUENCES", "Learner", "file_name", "made_up", "warm_student"]
 
 ALL = {**WAYS, **MIXED}
 SEQUENCES = 2  # of 512 tokens, in a batch
@@ -61,6 +61,7 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=2000, help="sequences of 512 tokens to learn from")
     parser.add_argument("--warm-steps", type=int, default=300, help="of cross-entropy, before all")
     parser.add_argument("--steps", type=int, default=110)
+    parser.add_argument("--decay", action="store_true", help="of the learning rate, in a straight line to 0")
     parser.add_argument("--seed", type=int, default=1, help="of the order of the batches, and of draws")
     parser.add_argument(
         "--ways", nargs="*", default=tuple(WAYS), help="some only, or of: " + "; ".join(MIXED)
@@ -109,10 +110,12 @@ def run(args: argparse.Namespace) -> dict[str, float]:
 class Learner:
     """One student and its optimiser."""
 
-    def __init__(self, student: str, vocab_size: int, learning_rate: float) -> None:
+    def __init__(
+        self, student: str, vocab_size: int, learning_rate: float, decay_steps: int | None = None
+    ) -> None:
         self.model = new_student(student, vocab_size)
         self.head = OutputHead.of(self.model)
-        self.learning_rate = learning_rate
+        self.learning_rate, self.decay_steps = learning_rate, decay_steps
         self.optimizer = torch.optim.AdamW(self.model.parameters(), learning_rate, weight_decay=0.01)
 
     def linear(self) -> LinearHead:
@@ -122,8 +125,9 @@ class Learner:
 
     def step(self, step: int, ids_BT: Tensor, terms: Terms, **teacher: Any) -> float:
         """One step on a batch; its loss a row."""
+        left = 1.0 if self.decay_steps is None else 1 - step / self.decay_steps
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate * min(1.0, (step + 1) / WARM_UP)
+            group["lr"] = self.learning_rate * min(left, (step + 1) / WARM_UP)
         hidden_ND = self.head.hidden(ids_BT)[:, :-1].flatten(0, 1)
         targets_N = ids_BT[:, 1:].flatten()
         loss, _ = chunked_sums(self.linear(), hidden_ND, targets_N, terms, **teacher)
@@ -161,9 +165,14 @@ class _Learning:
 
     def __init__(self, args: argparse.Namespace, train: Said, warm: dict[str, Tensor]) -> None:
         self.args, self.train = args, train
-        self.folder = args.folder / f"{args.student}-{args.warm_steps}-{args.steps}-seed{args.seed}"
+        decay = "-decay" if args.decay else ""
+        name = f"{args.student}-{args.warm_steps}-{args.steps}{decay}-seed{args.seed}"
+        self.folder = args.folder / name
         self.folder.mkdir(exist_ok=True)
-        self.learners = {way: Learner(args.student, train.vocab_size, LEARNING_RATE) for way in args.ways}
+        decay_steps = args.steps if args.decay else None
+        self.learners = {
+            way: Learner(args.student, train.vocab_size, LEARNING_RATE, decay_steps) for way in args.ways
+        }
         self.begun = dict.fromkeys(args.ways, 0)
         for way, learner in self.learners.items():
             learner.model.load_state_dict(warm)
@@ -205,18 +214,13 @@ class _Learning:
     def _steps(self, ways: Sequence[str], step: int, batch: list[int]) -> dict[str, float]:
         """One of each, and the losses; the teacher's logits are made only if one needs them."""
         ids_BT = self.train.ids(batch)
-        logits_NV = self.train.logits(batch) if any(ALL[way].is_online for way in ways) else None
+        logits = functools.cache(lambda: self.train.logits(batch))
         losses = {}
         for name in ways:
-            way = ALL[name]
-            teacher: dict[str, Any] = {}
-            if way.is_online:
-                assert logits_NV is not None
-                teacher["teacher"] = whole(logits_NV)
-            elif way.kind is not None:
-                rows = kept(self.args.folder, self.train, way.kind, batch, self.args.seed)
-                teacher["rows"] = as_tensors(rows)
-            losses[name] = self.learners[name].step(step, ids_BT, way.terms, **teacher)
+            teacher = ALL[name].teacher(
+                logits, lambda kind: kept(self.args.folder, self.train, kind, batch, self.args.seed)
+            )
+            losses[name] = self.learners[name].step(step, ids_BT, ALL[name].terms, **teacher)
         return losses
 
     def _evaluate(self, ways: Sequence[str], held_out: dict[str, Said], step: int) -> None:
@@ -254,11 +258,6 @@ class _Learning:
 def file_name(way: str, suffix: str) -> str:
     """Of what lies on disk for one way."""
     return re.sub(r"[^a-zA-Z0-9]+", "-", way) + suffix
-
-
-def whole(logits_NV: Tensor) -> TeacherLogits:
-    """A teacher's logits as full distillation takes them."""
-    return lambda start, stop: logits_NV[start:stop]
 
 
 def _batches(train: Said, seed: int) -> Iterator[list[int]]:

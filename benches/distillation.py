@@ -13,7 +13,7 @@ import functools
 import json
 import os
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,7 +25,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from benches.real_rows import real_teacher
-from distillcache.chunked_loss import Terms
+from distillcache.chunked_loss import TeacherLogits, Terms
 from distillcache.config import load_config
 from distillcache.learn.architecture import Architecture
 from distillcache.losses import TeacherRows
@@ -110,6 +110,15 @@ class Way:
     def is_online(self) -> bool:
         """True if it takes all logits."""
         return self.kind is None and self.alpha < 1
+
+    def teacher(
+        self, logits: Callable[[], Tensor], rows: Callable[[str], Rows]
+    ) -> dict[str, TeacherLogits | TeacherRows]:
+        """What is said of a batch, as `chunked_sums` takes it: all logits [N, V], rows, or nothing."""
+        if self.is_online:
+            logits_NV = logits()
+            return {"teacher": lambda start, stop: logits_NV[start:stop]}
+        return {} if self.kind is None else {"rows": as_tensors(rows(self.kind))}
 
 
 HARD, ONLINE = "cross-entropy", "online"
