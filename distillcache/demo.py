@@ -43,8 +43,8 @@ class DemoReport:
     rows: int
     row_bytes: float
     bytes_a_token: float
-    mass_kept: float
-    codec_kl_nats: float
+    kept_a_row: float
+    draws_a_row: float
     teach_tokens_per_second: float
     student_parameters: int
     learn_tokens_per_second: float | None
@@ -113,8 +113,8 @@ def demo(folder: Path, *, on_event: Callable[[str], None] = lambda line: None) -
         rows=taught.rows,
         row_bytes=taught.row_bytes,
         bytes_a_token=taught.token_bytes,
-        mass_kept=taught.mass_kept,
-        codec_kl_nats=taught.codec_kl_nats,
+        kept_a_row=taught.kept_a_row,
+        draws_a_row=taught.draws_a_row,
         teach_tokens_per_second=taught.tokens_per_second,
         student_parameters=learned.num_parameters,
         learn_tokens_per_second=learned.tokens_per_second,

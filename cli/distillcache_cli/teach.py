@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EXAMPLE", "teach"]
 
-EXAMPLE = "distillcache teach cache --teacher ./teacher --sources notes.jsonl --k 64"
+EXAMPLE = "distillcache teach cache --teacher ./teacher --sources notes.jsonl"
 
 
 @configured(TeachConfig)

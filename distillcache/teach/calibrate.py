@@ -55,7 +55,7 @@ def calibrated(
     batch_tokens = config.batch_tokens or source.about().get("batch_tokens", 0)
     rows = source.topk_rows(spool.take(numbers), numbers, batch_tokens, heard)
     planned_rows = int(spool.rows.sum())
-    if config.keep != TOPK:
+    if config.kept != TOPK:
         return CompactSampled.trained(rows, vocab_size, grid_of(config), planned_rows=planned_rows)
     asked = config.asked()
     try:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distillcache.config import setting
-from distillcache.teach.api.config import vendor_of
 from distillcache.teach.rows_config import RowsConfig
 
 __all__ = ["TeachConfig"]
@@ -21,9 +20,6 @@ class TeachConfig(RowsConfig):
     """A teacher runs once over a corpus, into a cache folder."""
 
     cache: Path = setting(positional=True, help="Cache folder; made if it is not there.")
-    teacher: str = setting(
-        help="Folder of a transformers model, hub name, or .gguf file; or openai:MODEL behind an API."
-    )
     gguf_file: str | None = setting(None, help="GGUF file inside the teacher's folder or hub name.")
     revision: str | None = setting(None, help="Branch, tag or commit of a teacher on the hub.")
     trust_remote_code: bool = setting(False, help="Run code that comes with the teacher.")
@@ -44,13 +40,8 @@ class TeachConfig(RowsConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_api(self.teacher, OF_MODELS)
-        self.check_rows(self.teacher)
-
-    @property
-    def is_api(self) -> bool:
-        """Whether the teacher is behind an API."""
-        return vendor_of(self.teacher) is not None
+        self.check_api(OF_MODELS)
+        self.check_rows()
 
     @property
     def row_k(self) -> int:

@@ -19,7 +19,7 @@ from distillcache.corpus.report import CorpusReport
 from distillcache.corpus.spool import Spool
 from distillcache.corpus.tokenise import Tokenised, tokenise_corpus
 from distillcache.device import dtype_name, pick_device, pick_dtype
-from distillcache.errors import ConfigError, TeacherError
+from distillcache.errors import TeacherError
 from distillcache.model_source import ModelSource
 from distillcache.teach.batches import TeacherBatch, batch_members, input_lengths, make_batch
 from distillcache.teach.bounds import Bounds
@@ -49,20 +49,16 @@ class LocalTeacher:
     def __init__(self, config: TeachConfig, dtype: str | None) -> None:
         self.config = config
         device = pick_device("auto" if config.device == "split" else config.device)
-        if config.keep != TOPK and device.type == "mps":
-            raise ConfigError(
-                f"--keep: {config.keep} sums in 64 bits, which MPS has not; take --keep topk, or --device cpu"
-            )
         if config.dtype != "auto" or dtype is None:
             dtype = dtype_name(pick_dtype(config.dtype, device))
         self.dtype = dtype
         self._bounds = Bounds.of(config)
-        if config.keep != TOPK:
+        if config.kept != TOPK:
             self._sampler = Sampler(
                 grid_of(config),
                 seed=config.seed or 0,
                 temperature=1.0 if config.row_temperature is None else config.row_temperature,
-                multinomial=config.keep == MULTINOMIAL,
+                multinomial=config.kept == MULTINOMIAL,
             )
         self._tokenizer: Any = None
         self._teacher: Teacher | None = None
@@ -123,7 +119,7 @@ class LocalTeacher:
 
     def rows(self, sequences: Sequences, numbers: NDArray[np.int64], batch_tokens: int, heard: Heard) -> Rows:
         """What is kept at every supervised token."""
-        keep = self._topk if self.config.keep == TOPK else self._sample
+        keep = self._topk if self.config.kept == TOPK else self._sample
         return self._rows(keep, sequences, numbers, batch_tokens, heard)
 
     def topk_rows(
@@ -152,7 +148,7 @@ class LocalTeacher:
             asked += batch.num_tokens
             heard(1000 * asked // all_asked, len(batch.rows_N))
         if not parts:
-            return Rows.empty(TOPK if self.config.keep == TOPK else SAMPLED)
+            return Rows.empty(TOPK if self.config.kept == TOPK else SAMPLED)
         return in_order(Rows.concatenate(parts), np.argsort(np.concatenate(places)))
 
     def _topk(self, teacher: Teacher, batch: TeacherBatch, numbers_B: NDArray[np.int64]) -> Rows:

@@ -52,7 +52,7 @@ def plan_settings(config: TeachConfig, existing: Plan | None) -> dict[str, Any]:
 def grid_of(config: TeachConfig) -> Grid:
     """The grid of `sampled` rows. Raises ConfigError if there is none so fine."""
     try:
-        if config.keep == MULTINOMIAL:
+        if config.kept == MULTINOMIAL:
             return Grid(DRAWS if config.draws is None else config.draws, 1)
         return Grid.of(TAU if config.tau is None else config.tau)
     except ValueError:
@@ -60,14 +60,14 @@ def grid_of(config: TeachConfig) -> Grid:
 
 
 def _rows_section(config: TeachConfig) -> dict[str, Any]:
-    if config.keep == TOPK:
+    if config.kept == TOPK:
         bounds = {name: getattr(config, name) for name in ("top_p", "min_p", "min_k")}
         given = {name: value for name, value in bounds.items() if value is not None}
         return {"kind": TOPK, "k": config.row_k, "temperature": 1.0, **given}
     grid = grid_of(config)
     return {
         "kind": SAMPLED,
-        "method": "multinomial" if config.keep == MULTINOMIAL else "threshold",
+        "method": "multinomial" if config.kept == MULTINOMIAL else "threshold",
         "units": grid.units,
         "draw_units": grid.draw_units,
         "seed": config.seed or 0,

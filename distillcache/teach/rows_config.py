@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 from distillcache.config import refuse_given, setting
 from distillcache.errors import ConfigError
-from distillcache.teach.api.config import ApiConfig, vendor_of
+from distillcache.teach.api.config import ApiConfig
 from distillcache_shards.limits import MAX_VOCABULARY
 
 __all__ = ["KEEPS", "MULTINOMIAL", "SAMPLED", "TOPK", "RowsConfig"]
 
-TOPK, SAMPLED, MULTINOMIAL = KEEPS = ("topk", "sampled", "multinomial")
+SAMPLED, TOPK, MULTINOMIAL = KEEPS = ("sampled", "topk", "multinomial")
 COMPACT, ZSTD, PLAIN = CODECS = ("compact", "zstd", "plain")
 # What each kind of row and each codec reads; the others refuse it.
 OF_KEEP = {
@@ -21,6 +21,7 @@ OF_KEEP = {
     SAMPLED: ("tau", "seed", "row_temperature"),
     MULTINOMIAL: ("draws", "seed", "row_temperature"),
 }
+OF_COMPACT_TOPK = ("max_kl", "bytes_per_token")
 # Where none is given.
 K, TAU, DRAWS, LEVEL, MAX_KL_NATS = 64, 1 / 50, 50, 9, 1e-4
 
@@ -29,9 +30,10 @@ K, TAU, DRAWS, LEVEL, MAX_KL_NATS = 64, 1 / 50, 50, 9, 1e-4
 class RowsConfig(ApiConfig):
     """What a row holds and how exact it stays; the rest of `teach` builds on this."""
 
-    keep: str = setting(
-        TOPK,
-        help="Of each distribution: its likeliest ids; an unbiased sample of it, far smaller; or RS-KD's.",
+    keep: str | None = setting(
+        None,
+        help="Of each distribution: an unbiased sample of it, small and close; its likeliest ids; or RS-KD's "
+        "draws. Unless given: sampled, or topk of an API and where a setting of topk is given.",
         choices=KEEPS,
     )
     k: int | None = setting(
@@ -83,13 +85,13 @@ class RowsConfig(ApiConfig):
     level: int | None = setting(None, help="Level of --codec zstd: 9 unless given.", minimum=1, maximum=22)
     block_rows: int = setting(512, help="Rows of a block, the unit of random reads.", minimum=1)
 
-    def check_rows(self, teacher: str) -> None:
+    def check_rows(self) -> None:
         """Raises ConfigError for settings that do not go together, or not with this teacher."""
-        others = {name for names in OF_KEEP.values() for name in names} - set(OF_KEEP[self.keep])
-        refuse_given(self, sorted(others), f"with --keep {self.keep}")
-        if self.keep != TOPK and vendor_of(teacher) is not None:
+        others = {name for names in OF_KEEP.values() for name in names} - set(OF_KEEP[self.kept])
+        refuse_given(self, sorted(others), f"with --keep {self.kept}")
+        if self.kept != TOPK and self.is_api:
             raise ConfigError(
-                f"--keep: {self.keep} needs whole distributions, and an API gives a few ids; take --keep topk"
+                f"--keep: {self.kept} needs whole distributions, and an API gives a few ids; take --keep topk"
             )
         if self.top_p is None and self.min_p is None:
             refuse_given(self, ("min_k",), "without --top-p or --min-p")
@@ -97,13 +99,23 @@ class RowsConfig(ApiConfig):
             raise ConfigError(f"--min-k: must be at most --k ({self.most_ids}), found {self.min_k}")
         if self.codec != ZSTD:
             refuse_given(self, ("level",), f"with --codec {self.codec}")
-        if self.codec != COMPACT or self.keep != TOPK:
-            refuse_given(self, ("max_kl", "bytes_per_token"), f"with --keep {self.keep} --codec {self.codec}")
+        if self.codec != COMPACT or self.kept != TOPK:
+            refuse_given(self, OF_COMPACT_TOPK, f"with --keep {self.kept} --codec {self.codec}")
         if self.max_kl is not None and self.bytes_per_token is not None:
             raise ConfigError(
                 f"--max-kl: must not stand beside --bytes-per-token, found {self.max_kl:g} and "
                 f"{self.bytes_per_token:g}; leave one out"
             )
+
+    @property
+    def kept(self) -> str:
+        """`keep`, or what it is unless given."""
+        if self.keep is not None:
+            return self.keep
+        of_topk = (*OF_KEEP[TOPK], *OF_COMPACT_TOPK)
+        if self.is_api or any(getattr(self, name) is not None for name in of_topk):
+            return TOPK
+        return SAMPLED if self.draws is None else MULTINOMIAL
 
     @property
     def most_ids(self) -> int:
@@ -115,7 +127,7 @@ class RowsConfig(ApiConfig):
         """The codec's id in the format: a kind of row has a compact codec of its own."""
         if self.codec != COMPACT:
             return self.codec
-        return "compact-topk" if self.keep == TOPK else "compact-sampled"
+        return "compact-topk" if self.kept == TOPK else "compact-sampled"
 
     @property
     def is_calibrated(self) -> bool:
@@ -124,7 +136,7 @@ class RowsConfig(ApiConfig):
 
     def asked(self) -> dict[str, float]:
         """How much the codec may lose, or how large a row may be; nothing where it has no choice."""
-        if self.codec != COMPACT or self.keep != TOPK:
+        if self.codec != COMPACT or self.kept != TOPK:
             return {}
         if self.bytes_per_token is not None:
             return {"row_bytes": self.bytes_per_token}

@@ -90,6 +90,8 @@ def sample(
     """
     assert logits_NV.dtype == torch.float32
     assert logits_NV.shape == (len(sequences_N), len(valid_V))
+    if logits_NV.device.type == "mps":  # which has no fp64
+        logits_NV, valid_V = logits_NV.cpu(), valid_V.cpu()
     num_ids = int(valid_V.nonzero()[-1]) + 1
     # Padding of an embedding matrix stands at its end: cut off, not masked.
     logits_NV = logits_NV[:, :num_ids]

@@ -280,8 +280,8 @@ def test_what_no_codec_can_do_is_refused(
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"tau": "1/25"}, "--tau: has no use with --keep topk, found 0.04"),
-        ({"seed": "1"}, "--seed: has no use with --keep topk, found 1"),
+        ({"k": "5", "tau": "1/25"}, "--tau: has no use with --keep topk, found 0.04"),
+        ({"keep": "topk", "seed": "1"}, "--seed: has no use with --keep topk, found 1"),
         ({"keep": "sampled", "k": "3"}, "--k: has no use with --keep sampled, found 3"),
         ({"keep": "sampled", "top_p": "0.5"}, "--top-p: has no use with --keep sampled, found 0.5"),
         ({"keep": "sampled", "draws": "5"}, "--draws: has no use with --keep sampled, found 5"),
@@ -294,7 +294,7 @@ def test_what_no_codec_can_do_is_refused(
         ({"max_kl": "0.1", "bytes_per_token": "9"}, "--max-kl: must not stand beside --bytes-per-token"),
         ({"keep": "sampled", "tau": "1/0"}, "--tau: must be a number, or `none`, found '1/0'"),
         ({"keep": "sampled", "tau": "2/1"}, "--tau: must be at most 1, found 2.0"),
-        ({"keep": "everything"}, "--keep: must be one of topk, sampled, multinomial, found 'everything'"),
+        ({"keep": "everything"}, "--keep: must be one of sampled, topk, multinomial, found 'everything'"),
         (
             {"keep": "sampled", "teacher": "openai:m", "tokenizer": "x"},
             "--keep: sampled needs whole distributions, and an API gives a few ids; take --keep topk",
@@ -308,14 +308,23 @@ def test_settings_that_would_be_ignored_are_refused(settings: dict[str, str], wo
         load_config(TeachConfig, None, known | settings)
 
 
-def test_sampling_on_a_device_without_64_bits_is_refused(
-    teacher: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Before anything is loaded; the likeliest ids need no more than 32."""
-    monkeypatch.setattr("distillcache.teach.local.pick_device", lambda name: torch.device("mps"))
-    with pytest.raises(ConfigError, match=r"^--keep: sampled sums in 64 bits, which MPS has not; take"):
-        teach_into(tmp_path / "cache", teacher, corpus, **SAMPLED)
-    assert not (tmp_path / "cache").exists()
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [
+        ({}, "sampled"),
+        ({"tau": 0.1, "codec": "zstd"}, "sampled"),
+        ({"draws": 5}, "multinomial"),
+        ({"k": 5}, "topk"),
+        ({"top_p": 0.5}, "topk"),
+        ({"max_kl": 0.1}, "topk"),
+        ({"teacher": "openai:m", "tokenizer": "x"}, "topk"),
+        ({"keep": "multinomial"}, "multinomial"),
+    ],
+)
+def test_what_is_kept_follows_from_what_is_given(settings: dict[str, Any], kept: str) -> None:
+    """Sampled, where nothing speaks for another kind."""
+    known = {"cache": Path("cache"), "teacher": "teacher", "sources": ("a.jsonl",)}
+    assert TeachConfig(**(known | settings)).kept == kept
 
 
 def test_fractions_are_numbers_in_a_file_too(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def ask_all(
     Raises ConfigError, and TeacherError when the API refuses all questions, when the budget is spent or the
     estimate is not confirmed; then nothing is lost, and the next start asks for the rest.
     """
-    asking = config.asking(config.teacher)
+    asking = config.asking()
     price = find_price(
         asking.vendor,
         asking.model,

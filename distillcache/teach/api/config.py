@@ -30,8 +30,11 @@ def vendor_of(teacher: str) -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class ApiConfig(CorpusConfig):
-    """A corpus, and how a teacher behind an API is asked about it."""
+    """A corpus and its teacher, and how one behind an API is asked."""
 
+    teacher: str = setting(
+        help="Folder of a transformers model, hub name, or .gguf file; or openai:MODEL behind an API."
+    )
     tokenizer: str | None = setting(
         None,
         help="Of an API: folder, hub name or .gguf file of the tokenizer whose ids the cache holds; must be "
@@ -80,23 +83,27 @@ class ApiConfig(CorpusConfig):
     prices: Path | None = setting(None, help="Price file in place of ours, as for `generate`.")
     price_unknown: bool = setting(False, help="Go on without a price: tokens are counted, cost is not.")
 
-    def check_api(self, teacher: str, of_models: tuple[str, ...]) -> None:
+    @property
+    def is_api(self) -> bool:
+        """Whether the teacher is behind an API."""
+        return vendor_of(self.teacher) is not None
+
+    def check_api(self, of_models: tuple[str, ...]) -> None:
         """Raises ConfigError for settings that do not go with this teacher.
 
         `of_models` are the settings that only a model of one's own reads.
         """
-        vendor = vendor_of(teacher)
-        if vendor is None:
-            ours = [each.name for each in fields(ApiConfig) if each.name not in CORPUS]
+        if not self.is_api:
+            ours = [each.name for each in fields(ApiConfig) if each.name not in NOT_OF_AN_API]
             refuse_given(self, ours, "as --teacher is no API")
             return
-        if vendor == "anthropic":
+        if vendor_of(self.teacher) == "anthropic":
             raise ConfigError(
-                f"--teacher: {teacher} has no rows to give, since Anthropic returns no log-probabilities; "
+                f"--teacher: {self.teacher} has no rows to give, for Anthropic returns no log-probabilities; "
                 "let it write text by `distillcache generate`, and train on that by `learn --type output`"
             )
-        if not teacher.partition(":")[2]:
-            raise ConfigError(f"--teacher: must be openai:MODEL, found {teacher!r}")
+        if not self.teacher.partition(":")[2]:
+            raise ConfigError(f"--teacher: must be openai:MODEL, found {self.teacher!r}")
         refuse_given(self, of_models, "as --teacher is an API")
         refuse_given(self, OF_SCORES if self.ask == ANSWERS else OF_ANSWERS, f"with --ask {self.ask}")
         if self.tokenizer is None:
@@ -115,20 +122,20 @@ class ApiConfig(CorpusConfig):
                     "give the server's --base-url"
                 )
             refuse_given(self, ("token_ids",), "without --base-url")
-        self.asking(teacher)
+        self.asking()
 
-    def asking(self, teacher: str) -> GenerateConfig:
+    def asking(self) -> GenerateConfig:
         """The same as settings of `generate`, which checks those that both have. Raises ConfigError."""
         return GenerateConfig(
             out=self.answers or Path("answers"),
             prompts=Path("corpus"),
-            teacher=teacher,
+            teacher=self.teacher,
             max_tokens=self.max_tokens if self.ask == ANSWERS else 1,
             **{name: getattr(self, name) for name in SHARED},
         )
 
 
-CORPUS = frozenset(each.name for each in fields(CorpusConfig))
+NOT_OF_AN_API = {"teacher", *(each.name for each in fields(CorpusConfig))}
 SHARED = (
     "base_url", "key_file", "key_env", "temperature", "concurrency", "requests_per_minute",
     "tokens_per_minute", "request_seconds", "max_attempts", "retry_seconds", "max_cost", "price_input",
