@@ -3,13 +3,20 @@
 import shutil
 from pathlib import Path
 
+import pytest
+
+from distillcache.config import load_config
 from distillcache.errors import StudentError
+from distillcache.learn.config import LearnConfig
 from distillcache.learn.events import Done, Event
-from distillcache.learn.run import learn
+from distillcache.learn.run import learn, objective_of
+from distillcache_shards.cache import Cache
 from distillcache_shards.errors import MissingShardError
 from tests.distillcache.learning import Make, refusal
 from tests.distillcache.tiny_cache import sentences, small_teacher, write_cache
 from tests.distillcache.tiny_models import save_teacher
+
+RECIPES = Path(__file__).parents[2] / "configs" / "learn"
 
 
 def test_a_folder_of_another_run_is_refused_and_named_what_differs(
@@ -55,6 +62,15 @@ def test_what_sampled_rows_do_not_allow_is_refused(config: Make, room: Path) -> 
     assert refusal(config(**sampled, loss="js")).startswith("--loss: sampled rows")
     assert "sampled at 2, found 1" in refusal(config(**sampled, temperature=1.0))
     learn(config(**sampled, temperature=2.0))
+
+
+@pytest.mark.parametrize(("name", "of_topk"), [("output", 1.0), ("logit", 2.0), ("hybrid", 2.5)])
+def test_our_recipes_go_with_either_kind_of_row(name: str, of_topk: float, room: Path) -> None:
+    """Temperature is the type's on the likeliest ids, and a sample's own."""
+    for cache, temperature in (("cache", of_topk), ("sampled", 1.0 if name == "output" else 2.0)):
+        known = {"cache": room / cache, "output": room / "student"}
+        recipe = load_config(LearnConfig, RECIPES / f"{name}.toml", known)
+        assert objective_of(recipe, Cache.open(room / cache)).temperature == temperature
 
 
 def test_a_cache_that_is_not_finished_is_refused(config: Make, tmp_path: Path) -> None:
