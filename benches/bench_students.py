@@ -43,10 +43,10 @@ from distillcache.head import OutputHead
 from distillcache.linear_head import LinearHead
 from distillcache.metrics import exact_metrics, means, summed
 
-__all__ = ["ALL", "SEQUENCES", "Learner", "file_name", "made_up", "warm_student"]
+__all__ = ["ALL", "SEQUENCES", "Learner", "file_name", "made_up", "run_name", "warm_student"]
 
 ALL = {**WAYS, **MIXED}
-SEQUENCES = 2  # of 512 tokens, in a batch
+SEQUENCES = 2  # of 512 tokens, in a batch, unless told
 WARM_LEARNING_RATE, LEARNING_RATE, WARM_UP = 2e-3, 1e-3, 10
 SAVE_EVERY = 50
 
@@ -61,6 +61,7 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=2000, help="sequences of 512 tokens to learn from")
     parser.add_argument("--warm-steps", type=int, default=300, help="of cross-entropy, before all")
     parser.add_argument("--steps", type=int, default=110)
+    parser.add_argument("--sequences", type=int, default=SEQUENCES, help="of 512 tokens, in a batch")
     parser.add_argument("--decay", action="store_true", help="of the learning rate, in a straight line to 0")
     parser.add_argument("--seed", type=int, default=1, help="of the order of the batches, and of draws")
     parser.add_argument(
@@ -151,7 +152,7 @@ def warm_student(folder: Path, student: str, steps: int, train: Said) -> dict[st
     file = folder / f"warm-{student}-{steps}.pt"
     if not file.is_file():
         learner = Learner(student, train.vocab_size, WARM_LEARNING_RATE)
-        for step, batch in zip(range(steps), _batches(train, 0), strict=False):
+        for step, batch in zip(range(steps), _batches(train, 0, SEQUENCES), strict=False):
             loss = learner.step(step, train.ids(batch), Terms(1.0, None, 1.0))
             if step % 50 == 0:
                 print(f"warm step {step}: loss {loss:.3f}", flush=True)
@@ -165,9 +166,8 @@ class _Learning:
 
     def __init__(self, args: argparse.Namespace, train: Said, warm: dict[str, Tensor]) -> None:
         self.args, self.train = args, train
-        decay = "-decay" if args.decay else ""
-        name = f"{args.student}-{args.warm_steps}-{args.steps}{decay}-seed{args.seed}"
-        self.folder = args.folder / name
+        name = run_name(args.steps, args.sequences, args.decay)
+        self.folder = args.folder / f"{args.student}-{args.warm_steps}-{name}-seed{args.seed}"
         self.folder.mkdir(exist_ok=True)
         decay_steps = args.steps if args.decay else None
         self.learners = {
@@ -185,7 +185,7 @@ class _Learning:
     def run(self, held_out: dict[str, Said]) -> None:
         """To the last step; scores of all then, and on the way if asked."""
         began = time.monotonic()
-        batches = _batches(self.train, self.args.seed)
+        batches = _batches(self.train, self.args.seed, self.args.sequences)
         every = self.args.eval_every or self.args.steps
         for step, batch in zip(range(self.args.steps), batches, strict=False):
             done = step + 1
@@ -255,18 +255,24 @@ class _Learning:
             file.write_text(json.dumps([each for each in before if each["step"] < step] + [scores]))
 
 
+def run_name(steps: int, sequences: int, decay: bool) -> str:
+    """What tells runs of the same warm student apart, seeds aside."""
+    batch = "" if sequences == SEQUENCES else f"-batch{sequences}"
+    return f"{steps}{batch}{'-decay' if decay else ''}"
+
+
 def file_name(way: str, suffix: str) -> str:
     """Of what lies on disk for one way."""
     return re.sub(r"[^a-zA-Z0-9]+", "-", way) + suffix
 
 
-def _batches(train: Said, seed: int) -> Iterator[list[int]]:
+def _batches(train: Said, seed: int, sequences: int) -> Iterator[list[int]]:
     """Batches without end, each sequence once an epoch."""
     random = np.random.default_rng(seed)
     while True:
         order = random.permutation(train.num_sequences).tolist()
-        for start in range(0, len(order) - SEQUENCES + 1, SEQUENCES):
-            yield order[start : start + SEQUENCES]
+        for start in range(0, len(order) - sequences + 1, sequences):
+            yield order[start : start + sequences]
 
 
 def _bytes(folder: Path, kind: str, calibration: Said, held_out: dict[str, Said]) -> float:

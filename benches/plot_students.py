@@ -1,6 +1,6 @@
 """What `bench_students` found, of all seeds: a table in Markdown, and quality against bytes as a picture.
 
-    python -m benches.plot_students --folder WORK --steps 110 --picture benches/results/students.svg
+    python -m benches.plot_students --folder WORK --runs 110 2000-decay --picture benches/results/students.svg
 
 Needs matplotlib (extra `plots`). Shares are of the way from cross-entropy to full distillation online, in
 held-out KL to the teacher: mean over seeds, with extremes.
@@ -36,16 +36,19 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="that of bench_students")
     parser.add_argument("--student", default="tiny")
     parser.add_argument("--warm-steps", type=int, default=300)
-    parser.add_argument("--steps", type=int, nargs="+", default=[110], help="a panel of the picture each")
+    parser.add_argument(
+        "--runs", nargs="+", default=["110"], help="as 2000-batch16-decay; a panel of the picture each"
+    )
     parser.add_argument("--picture", type=Path, help=".svg")
     args = parser.parse_args()
     bytes_of: dict[str, float] = json.loads((args.folder / "bytes.json").read_bytes())
     found = {}
-    for steps in args.steps:
-        folders = sorted(args.folder.glob(f"{args.student}-{args.warm_steps}-{steps}-seed*"))
-        found[steps] = [scores for folder in folders if ONLINE in (scores := _scores(folder, steps))]
-        print(f"{steps} steps, {len(found[steps])} seeds\n")
-        print("\n".join(_table(found[steps], bytes_of)) + "\n")
+    for run in args.runs:
+        steps = int(run.split("-")[0])
+        folders = sorted(args.folder.glob(f"{args.student}-{args.warm_steps}-{run}-seed*"))
+        found[run] = [scores for folder in folders if ONLINE in (scores := _scores(folder, steps))]
+        print(f"{_title(run, len(found[run]))}\n")
+        print("\n".join(_table(found[run], bytes_of)) + "\n")
     if args.picture:
         _draw(found, bytes_of, args.picture)
 
@@ -82,17 +85,25 @@ def _table(seeds: Sequence[dict[str, dict[str, float]]], bytes_of: dict[str, flo
     return lines
 
 
+def _title(run: str, num_seeds: int) -> str:
+    """Of a run by its name, such as 2000-batch16-decay."""
+    steps, *others = run.split("-")
+    sequences = next((int(each[5:]) for each in others if each.startswith("batch")), SEQUENCES)
+    seeds = f"{num_seeds} seed{'s' if num_seeds > 1 else ''}"
+    return f"{int(steps):,} steps of {sequences * (T - 1):,} tokens, {seeds}"
+
+
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
 def _draw(
-    found: dict[int, list[dict[str, dict[str, float]]]], bytes_of: dict[str, float], picture: Path
+    found: dict[str, list[dict[str, dict[str, float]]]], bytes_of: dict[str, float], picture: Path
 ) -> None:
     """Share against bytes, a panel for each length of training."""
     plt.rcParams |= {"font.size": 9, "text.color": INK, "axes.edgecolor": GRID, "axes.labelcolor": INK}
     figure, panels = plt.subplots(1, len(found), figsize=(4.6 * len(found), 3.6), sharey=True, squeeze=False)
-    for panel, (steps, seeds) in zip(panels[0], found.items(), strict=True):
+    for panel, (run, seeds) in zip(panels[0], found.items(), strict=True):
         for (family, ways), mark, colour in zip(FAMILIES.items(), MARKS, COLOURS, strict=True):
             known = [way for way in ways if all(way in each for each in seeds)]
             if not known:
@@ -116,9 +127,7 @@ def _draw(
         for side in ("top", "right"):
             panel.spines[side].set_visible(False)
         panel.tick_params(color=GRID, labelcolor=INK)
-        panel.set_title(
-            f"{steps:,} steps of {SEQUENCES * (T - 1):,} tokens, {len(seeds)} seed(s)", fontsize=9
-        )
+        panel.set_title(_title(run, len(seeds)), fontsize=9)
         panel.set_xlabel("bytes a token on disk")
     panels[0][0].set_ylabel("share of the way to full distillation, %")
     panels[0][-1].legend(frameon=False, loc="lower right")
