@@ -63,18 +63,16 @@ def run(args: argparse.Namespace) -> dict[str, float]:
     """Every figure by its name."""
     figures: dict[str, float] = {}
     train = Said(args.folder, "train")
-    late_file = Path(args.late)
-    for age in ("early", "late"):
+    for age, found_at in (("early", str(args.early)), ("late", args.late)):
         learner = Learner(args.student, train.vocab_size, 0.0)
-        if age == "late" and late_file.suffix == ".pt":
-            weights = torch.load(late_file)["model"]
+        if found_at.endswith(".pt"):
+            weights = torch.load(found_at)["model"]
         else:
-            steps = args.early if age == "early" else int(args.late)
-            weights = warm_student(args.folder, args.student, steps, train)
+            weights = warm_student(args.folder, args.student, int(found_at), train)
         learner.model.load_state_dict(weights)
+        scale_P = _adam_scale(learner, train, args.seed)
         for domain in DOMAINS:
             said = Said(args.folder, f"held_out_{domain}")
-            scale_P = _adam_scale(learner, train, args.seed)
             found = _compared(learner, said, scale_P, args.seed)
             figures |= {f"{age} {domain} {name}": value for name, value in found.items()}
     assert all(math.isfinite(each) for each in figures.values())

@@ -2,12 +2,9 @@
 
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
-from distillcache import chunked_loss as module
-from distillcache import logit_gradients
 from distillcache.chunked_loss import Terms, chunked_sums
 from distillcache.linear_head import LinearHead
 from distillcache.losses import LOSSES, TeacherRows
@@ -23,12 +20,6 @@ HEADS = {
     "bias": {"bias": True, "bias_scale": 0.5, "hidden_scale": 0.25},
     "cap": {"cap": 2.0, "hidden_scale": 1.5},
 }
-
-
-def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several chunks of unequal size, of several blocks."""
-    monkeypatch.setattr(module, "CHUNK_BYTES", 10 * V * 4)
-    monkeypatch.setattr(logit_gradients, "BLOCK_BYTES", {"cpu": 3 * V * 4})
 
 
 def head_of(around: str, *, scale: float = 0.6, vocab_size: int = V) -> LinearHead:

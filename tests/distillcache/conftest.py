@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
+from distillcache import chunked_loss, logit_gradients
 from distillcache.learn.config import LearnConfig
+from tests.distillcache.chunks import V
 from tests.distillcache.learning import FEW_STEPS, SIZES, Make
 from tests.distillcache.tiny_cache import sentences, small_teacher, write_cache
 from tests.distillcache.tiny_models import save_teacher
@@ -35,3 +37,10 @@ def config(room: Path, tmp_path: Path) -> Make:
         return LearnConfig(**{**paths, **FEW_STEPS, **given})
 
     return make
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several chunks of unequal size, of several blocks, for a head of `chunks`."""
+    monkeypatch.setattr(chunked_loss, "CHUNK_BYTES", 10 * V * 4)
+    monkeypatch.setattr(logit_gradients, "BLOCK_BYTES", {"cpu": 3 * V * 4})

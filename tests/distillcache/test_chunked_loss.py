@@ -22,15 +22,11 @@ from tests.distillcache.chunks import (
     head_of,
     hidden_of,
     rows_of,
-    small_chunks,
     targets_of,
 )
 from tests.distillcache.made_rows import in_dtype, random_logprobs, sampled, topk
 
-
-@pytest.fixture(autouse=True)
-def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    small_chunks(monkeypatch)
+pytestmark = pytest.mark.usefixtures("small_chunks")
 
 
 @pytest.mark.parametrize("around", HEADS)
