@@ -7,7 +7,7 @@ import pytest
 
 from distillcache.config import load_config
 from distillcache.errors import ConfigError
-from distillcache.learn.config import LearnConfig
+from distillcache.learn.config import TYPES, LearnConfig
 
 RECIPES = Path(__file__).parents[2] / "configs" / "learn"
 NEEDED = {"cache": "cache", "output": "out", "student": "s.toml"}
@@ -129,15 +129,20 @@ def test_every_bound_holds_from_both_sides(name: str, good: object, bad: object)
 
 
 @pytest.mark.parametrize(
-    ("recipe", "wanted"),
+    ("recipe", "wanted", "alpha_and_temperature"),
     [
-        ("output", ("configs/student/100m.toml", 8, 4, 1000, 50_000, 1.0, None)),
-        ("logit", ("configs/student/100m.toml", 8, 4, 1000, 50_000, 0.5, 2.0)),
-        ("hybrid", ("configs/student/350m.toml", 4, 8, 2000, 100_000, 0.3, 2.5)),
+        ("output", ("configs/student/100m.toml", 8, 4, 1000, 50_000), (1.0, 1.0)),
+        ("logit", ("configs/student/100m.toml", 8, 4, 1000, 50_000), (0.5, 2.0)),
+        ("hybrid", ("configs/student/350m.toml", 4, 8, 2000, 100_000), (0.3, 2.5)),
     ],
 )
-def test_the_recipes_are_those_asked_for(recipe: str, wanted: tuple[object, ...]) -> None:
-    """Student, batch and accumulation, warm-up, steps, alpha and temperature; and what all three share."""
+def test_the_recipes_are_those_asked_for(
+    recipe: str, wanted: tuple[object, ...], alpha_and_temperature: tuple[float, float]
+) -> None:
+    """Student, batch and accumulation, warm-up, steps, alpha and temperature; and what all three share.
+
+    A recipe names no temperature: it is its type's, unless rows were sampled at one of their own.
+    """
     found = load_config(LearnConfig, RECIPES / f"{recipe}.toml", {"cache": "c", "output": "o"})
     assert found.type == recipe
     assert wanted == (
@@ -146,9 +151,9 @@ def test_the_recipes_are_those_asked_for(recipe: str, wanted: tuple[object, ...]
         found.gradient_accumulation,
         found.warmup_steps,
         found.max_steps,
-        found.hard_weight,
-        found.temperature,
     )
+    assert (found.hard_weight, TYPES[found.type][1]) == alpha_and_temperature
+    assert found.temperature is None
     assert (found.learning_rate, found.weight_decay, found.max_grad_norm, found.seed) == (1e-4, 0.01, 1.0, 42)
     assert (found.eval_every, found.save_every, found.logging_every, found.keep_last) == (500, 1000, 10, 3)
     assert found.gradient_checkpointing and found.schedule == "linear"
