@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benches.bench_students import Learner, made_up, warm_student
-from benches.distillation import KINDS, ONLINE, PARTS, WAYS, Said
+from benches.bench_students import ALL, Learner, made_up, warm_student
+from benches.distillation import KINDS, ONLINE, PARTS, TRIED, WAYS, Said
 from distillcache.chunked_loss import chunked_sums
 
 SEQUENCES, BATCHES = 4, 4  # of a small batch, and small batches in a large one
@@ -93,7 +93,7 @@ def _adam_scale(learner: Learner, train: Said, seed: int) -> Tensor:
 
 
 def _compared(learner: Learner, said: Said, scale_P: Tensor, seed: int) -> dict[str, float]:
-    ways = [way for way in WAYS if way != ONLINE]
+    ways = [way for way in (*WAYS, *TRIED) if way != ONLINE]
     figures: dict[str, float] = {}
     small: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
     whole_P: dict[str, Tensor] = {}
@@ -130,10 +130,10 @@ def _gradient(
     ids_BT = said.ids(batch)
     hidden_ND = learner.head.hidden(ids_BT)[:, :-1].flatten(0, 1)
     targets_N = ids_BT[:, 1:].flatten()
-    teacher: dict[str, Any] = WAYS[way].teacher(
-        lambda: logits_NV, lambda kind: KINDS[kind].rows(logits_NV, said.places(batch), seed)
+    teacher: dict[str, Any] = ALL[way].teacher(
+        lambda: logits_NV, lambda kind: KINDS[kind].rows(said, batch, seed)
     )
-    loss, _ = chunked_sums(learner.linear(), hidden_ND, targets_N, WAYS[way].terms, **teacher)
+    loss, _ = chunked_sums(learner.linear(), hidden_ND, targets_N, ALL[way].terms, **teacher)
     gradients = torch.autograd.grad(loss / len(targets_N), list(learner.model.parameters()))
     return torch.cat([each.flatten() for each in gradients])
 

@@ -25,6 +25,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from benches.real_rows import real_teacher
+from benches.tilted import Tilt
 from distillcache.chunked_loss import TeacherLogits, Terms
 from distillcache.config import load_config
 from distillcache.learn.architecture import Architecture
@@ -43,6 +44,7 @@ __all__ = [
     "MIXED",
     "ONLINE",
     "PARTS",
+    "TRIED",
     "WAYS",
     "Kind",
     "Said",
@@ -62,13 +64,17 @@ PLANNED_ROWS = 1_000_000
 
 @dataclass(frozen=True)
 class Kind:
-    """One way to keep what a teacher said: `topk` of K ids, or sampled."""
+    """One way to keep what a teacher said: `topk` of K ids, sampled, or sampled with a tilt (no codec)."""
 
     k: int | None = None
     sampler: Sampler | None = None
+    tilt: Tilt | None = None
 
-    def rows(self, logits_NV: Tensor, places_N: np.ndarray, seed: int) -> Rows:
-        """Of logits at their places in the plan."""
+    def rows(self, said: "Said", sequences: Sequence[int], seed: int) -> Rows:
+        """All of these sequences; chance depends on the seed and their places in the plan."""
+        logits_NV, places_N = said.logits(sequences), said.places(sequences)
+        if self.tilt is not None:
+            return self.tilt.rows(logits_NV, said.frequency_V, places_N // T, places_N % T, seed)
         valid_V = torch.ones(logits_NV.shape[1], dtype=torch.bool)
         if self.k is not None:
             top = top_k(logits_NV, self.k, valid_V)
@@ -89,6 +95,8 @@ KINDS = {
     "sampled 1/25": Kind(sampler=Sampler(Grid.of(1 / 25))),
     "sampled 1/50": Kind(sampler=Sampler(Grid.of(1 / 50))),
     "sampled 1/85": Kind(sampler=Sampler(Grid.of(1 / 85))),
+    "tilted 1/11": Kind(tilt=Tilt(1 / 11, 0.25)),
+    "tilted 1/31": Kind(tilt=Tilt(1 / 31, 0.25)),
 }
 
 
@@ -131,6 +139,8 @@ WAYS = {
     "top-64 renormalised": Way("top-64", "renormalised"),
     **{name: Way(name) for name, kind in KINDS.items() if kind.sampler is not None},
 }
+# Trials: rows that no codec takes.
+TRIED = {name: Way(name) for name, kind in KINDS.items() if kind.tilt is not None}
 # The weight of the hard loss, and the temperature.
 MIXED = {
     "sampled 1/50, alpha 0.1": Way("sampled 1/50", alpha=0.1),
@@ -151,9 +161,10 @@ class Said:
         shape = (self.num_sequences, T - 1, about["hidden_size"])
         self.tokens_ST = np.load(folder / f"{part}-tokens.npy", mmap_mode="r")
         self._hidden = np.memmap(folder / f"{part}-hidden.f16", np.float16, mode="r", shape=shape)
+        self._folder = folder
         self._head_VD = torch.from_numpy(np.load(folder / "head.npy"))
         # Many students ask for the same in turn.
-        self._logits_of = functools.lru_cache(maxsize=2)(self._logits)
+        self._logits_of = functools.lru_cache(maxsize=4)(self._logits)
 
     @property
     def vocab_size(self) -> int:
@@ -167,6 +178,16 @@ class Said:
 
     def _logits(self, sequence: int) -> Tensor:
         return torch.from_numpy(self._hidden[sequence].astype(np.float32)) @ self._head_VD.T
+
+    @functools.cached_property
+    def frequency_V(self) -> Tensor:
+        """Of ids, as the teacher expects them in the calibration part, [V] in fp64."""
+        file = self._folder / "frequency.npy"
+        if not file.is_file():
+            said = Said(self._folder, "calibration")
+            of_each = [said.logits([each]).softmax(1).double().mean(0) for each in range(said.num_sequences)]
+            np.save(file, torch.stack(of_each).mean(0).numpy())
+        return torch.from_numpy(np.load(file))
 
     def ids(self, sequences: Sequence[int]) -> Tensor:
         """[B, T] token ids."""
@@ -216,7 +237,7 @@ def kept(folder: Path, said: Said, name: str, sequences: Sequence[int], seed: in
         file = folder / "rows" / f"{name.replace('/', '-')}-seed{seed}" / f"{sequence}.npz"
         if not file.is_file():
             file.parent.mkdir(parents=True, exist_ok=True)
-            rows = KINDS[name].rows(said.logits([sequence]), said.places([sequence]), seed)
+            rows = KINDS[name].rows(said, [sequence], seed)
             partial = file.with_suffix(f".{os.getpid()}.npz")
             np.savez(partial, **dataclasses.asdict(rows))
             partial.replace(file)
@@ -286,10 +307,7 @@ def as_tensors(rows: Rows) -> TeacherRows:
 
 def calibrated(kind: Kind, said: Said) -> Codec:
     """The codec of a kind, from the rows of the calibration part."""
-    parts = [
-        Kind(k=kind.k or 64).rows(said.logits([each]), said.places([each]), 0)
-        for each in range(said.num_sequences)
-    ]
+    parts = [Kind(k=kind.k or 64).rows(said, [each], 0) for each in range(said.num_sequences)]
     rows = Rows.concatenate(parts)
     if kind.sampler is not None:
         return CompactSampled.trained(rows, said.vocab_size, kind.sampler.grid, planned_rows=PLANNED_ROWS)
@@ -301,7 +319,7 @@ def row_bytes(kind: Kind, calibration: Said, measured: Said) -> float:
     codec = calibrated(kind, calibration)
     total = rows = 0
     for each in range(measured.num_sequences):
-        block = kind.rows(measured.logits([each]), measured.places([each]), 0)
+        block = kind.rows(measured, [each], 0)
         total += len(codec.encode(block).data) + BLOCK_BYTES
         rows += len(block)
     tables = sum(each.nbytes for each in codec.tables.values())

@@ -77,7 +77,7 @@ def _table(seeds: Sequence[dict[str, dict[str, float]]], bytes_of: dict[str, flo
         of_way = [each[way] for each in seeds if way in each]
         if not of_way:
             continue
-        size = "" if how.kind is None else f"{bytes_of[how.kind]:.1f}"
+        size = f"{bytes_of[how.kind]:.1f}" if how.kind in bytes_of else ""
         shares = [100 * each["share"] for each in of_way]
         share = f"{_mean(shares):.1f} % ({min(shares):.1f} to {max(shares):.1f})"
         cells = [f"{_mean([each[f'all {name}'] for each in of_way]):.4f}" for name in COLUMNS]
