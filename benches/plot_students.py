@@ -21,7 +21,7 @@ import matplotlib.pyplot as plt
 
 FAMILIES = {
     "threshold sampling": ("sampled 1/8", "sampled 1/16", "sampled 1/25", "sampled 1/50", "sampled 1/85"),
-    "RS-KD": ("RS-KD 50",),
+    "RS-KD, in our codec": ("RS-KD 50",),
     "top-k, tail bucket": ("top-12 tail", "top-64 tail"),
     "top-k, renormalised": ("top-12 renormalised", "top-64 renormalised"),
 }
@@ -102,7 +102,9 @@ def _draw(
 ) -> None:
     """Share against bytes, a panel for each length of training."""
     plt.rcParams |= {"font.size": 9, "text.color": INK, "axes.edgecolor": GRID, "axes.labelcolor": INK}
-    figure, panels = plt.subplots(1, len(found), figsize=(4.6 * len(found), 3.6), sharey=True, squeeze=False)
+    figure, panels = plt.subplots(
+        1, len(found), figsize=(4.2 * len(found), 3.6), sharex=True, sharey=True, squeeze=False
+    )
     for panel, (run, seeds) in zip(panels[0], found.items(), strict=True):
         for (family, ways), mark, colour in zip(FAMILIES.items(), MARKS, COLOURS, strict=True):
             known = [way for way in ways if all(way in each for each in seeds)]
@@ -121,6 +123,7 @@ def _draw(
         panel.axhline(100, color=INK, lw=0.8, ls=":")
         panel.set_xscale("log")
         ticks = (8, 16, 32, 64)
+        panel.set_xlim(7, 128)
         panel.set_xticks(ticks, [str(each) for each in ticks])
         panel.minorticks_off()
         panel.grid(color=GRID, lw=0.5)
@@ -130,7 +133,7 @@ def _draw(
         panel.set_title(_title(run, len(seeds)), fontsize=9)
         panel.set_xlabel("bytes a token on disk")
     panels[0][0].set_ylabel("share of the way to full distillation, %")
-    panels[0][-1].legend(frameon=False, loc="lower right")
+    panels[0][0].legend(frameon=False, loc="lower right", fontsize=8)
     figure.tight_layout()
     figure.savefig(picture, metadata={"Date": None})
 
