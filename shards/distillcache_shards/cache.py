@@ -107,6 +107,11 @@ class Cache:
         return self._plan.row_kind
 
     @property
+    def thresholds(self) -> NDArray[np.float32] | None:
+        """Of tilted rows, the probability from which on an id is kept, [V]; None of others."""
+        return None if self._codec.tilted is None else self._codec.tilted.weights_V
+
+    @property
     def tokenizer_folder(self) -> Path:
         """Where the tokenizer lies."""
         return self.folder / TOKENIZER_FOLDER

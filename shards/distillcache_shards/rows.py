@@ -6,6 +6,7 @@ Knows nothing of tokens, files or codecs.
 N rows, H kept ids in all, D draws in all.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,7 +29,9 @@ class Rows:
 
     `topk`: the most likely ids, most likely first, equal ones by rising id, and no draws.
     `sampled`: every id of at least the threshold in the head, and draws from the tail, each of weight
-    `tail_mass / draws of the row`; an id drawn twice stands there twice.
+    `tail_mass / draws of the row`; an id drawn twice stands there twice. Where draws have weights of their
+    own the rows are tilted: thresholds differ from id to id, the most likely need not be first, and the mass
+    of head and draws is 1 on average only; `tail_mass` is then what the head leaves of 1.
     """
 
     kind: str  # "topk" or "sampled"
@@ -39,6 +42,7 @@ class Rows:
     draw_offsets: I64  # [N + 1], from 0, rising
     draw_ids: I32  # [D], rising inside a row
     entropy: F32  # [N], nats, of the full distribution
+    draw_weights: F32 | None = None  # [D], of tilted rows; of others None
 
     def __repr__(self) -> str:
         return f"<{len(self)} {self.kind} rows, {self.num_kept} kept ids, {self.num_draws} draws>"
@@ -62,6 +66,7 @@ class Rows:
             draws - draws[0],
             self.draw_ids[draws[0] : draws[-1]],
             self.entropy[start:stop],
+            None if self.draw_weights is None else self.draw_weights[draws[0] : draws[-1]],
         )
 
     @property
@@ -104,7 +109,7 @@ class Rows:
         )
 
     @classmethod
-    def room(cls, kind: str, head_offsets: I64, draw_offsets: I64) -> "Rows":
+    def room(cls, kind: str, head_offsets: I64, draw_offsets: I64, *, tilted: bool = False) -> "Rows":
         """Rows with these offsets, to be filled: what else they hold is left open."""
         num_rows, kept, draws = len(head_offsets) - 1, int(head_offsets[-1]), int(draw_offsets[-1])
         return cls(
@@ -116,14 +121,17 @@ class Rows:
             draw_offsets,
             np.empty(draws, np.int32),
             np.empty(num_rows, np.float32),
+            np.empty(draws, np.float32) if tilted else None,
         )
 
     @classmethod
     def concatenate(cls, parts: Sequence["Rows"]) -> "Rows":
-        """Rows one after another; at least one part, all of one kind."""
+        """Rows one after another; at least one part, all of one kind, and tilted or not."""
         if len(parts) == 1:
             return parts[0]
         assert len({part.kind for part in parts}) == 1
+        weights = [part.draw_weights for part in parts if part.draw_weights is not None]
+        assert not weights or sum(map(len, weights)) == sum(part.num_draws for part in parts)
         return cls(
             parts[0].kind,
             _chained([part.head_offsets for part in parts]),
@@ -133,6 +141,7 @@ class Rows:
             _chained([part.draw_offsets for part in parts]),
             np.concatenate([part.draw_ids for part in parts]),
             np.concatenate([part.entropy for part in parts]),
+            np.concatenate(weights) if weights else None,
         )
 
     def disorder(self) -> str | None:
@@ -142,7 +151,9 @@ class Rows:
         keys_H.sort()
         if bool((keys_H[1:] == keys_H[:-1]).any()):
             return "an id twice in a row"
-        if bool(((np.diff(self.head_logprobs) > 0) & (np.diff(row_H) == 0)).any()):
+        if self.draw_weights is None and bool(
+            ((np.diff(self.head_logprobs) > 0) & (np.diff(row_H) == 0)).any()
+        ):
             return "a head out of order"
         row_D = np.repeat(np.arange(len(self)), np.diff(self.draw_offsets))
         if bool(((np.diff(self.draw_ids) < 0) & (np.diff(row_D) == 0)).any()):
@@ -169,8 +180,15 @@ class Rows:
                 return f"a {name} id outside the vocabulary of {vocab_size}"
         if self.kind == TOPK and self.num_draws:
             return "draws in rows that have none"
-        if not bool(np.isfinite(self.head_logprobs).all()) or bool((self.head_logprobs > 1e-3).any()):
+        # Tilted ones are rounded up by less than two units, and certainty is at least one.
+        most = 1e-3 if self.draw_weights is None else math.log(3)
+        if not bool(np.isfinite(self.head_logprobs).all()) or bool((self.head_logprobs > most).any()):
             return "a log-probability that is none"
+        if self.draw_weights is not None and (
+            len(self.draw_weights) != self.num_draws
+            or not bool(((self.draw_weights > 0) & (self.draw_weights <= 1)).all())
+        ):
+            return "draws without a weight of their own"
         if not bool(((self.tail_mass >= 0) & (self.tail_mass <= 1.001)).all()):
             return "a tail mass outside 0 to 1"
         if not bool((np.isfinite(self.entropy) & (self.entropy >= 0)).all()):

@@ -148,7 +148,8 @@ class Wanted:
         """All of them, once their blocks were read. Raises CorruptError."""
         workers.each(lambda chunk: chunk.open(self._codec), self._chunks(workers.num_threads))
         parts = self._parts()
-        out = Rows.room(self._codec.kind, *self._offsets(parts))
+        tilted = self._codec.tilted is not None
+        out = Rows.room(self._codec.kind, *self._offsets(parts), tilted=tilted)
         workers.each(lambda part: part.chunk.read(self._codec, part.spans, out[part.start : part.end]), parts)
         for key, num_unused in self._unused.items():
             if num_unused > 0:

@@ -16,7 +16,12 @@ import numpy as np
 
 from distillcache_shards.cache import Cache
 from distillcache_shards.rows import SAMPLED, TOPK, Rows
-from tests.shards.compact_cache import RS_KD, compact_sampled_cache, compact_topk_cache
+from tests.shards.compact_cache import (
+    RS_KD,
+    compact_sampled_cache,
+    compact_tilted_cache,
+    compact_topk_cache,
+)
 from tests.shards.small_cache import BIG_VOCABULARY, SmallCache, small_cache
 
 HERE = Path(__file__).parent
@@ -38,17 +43,20 @@ GOLDEN: dict[str, Maker] = {
     "compact-sampled": (compact_sampled_cache, {}),
     "compact-sampled-big": (compact_sampled_cache, {"vocab_size": BIG_VOCABULARY}),
     "compact-rs-kd": (compact_sampled_cache, {"grid": RS_KD, "multinomial": True}),
+    "compact-tilted": (compact_tilted_cache, {}),
+    "compact-tilted-big": (compact_tilted_cache, {"vocab_size": BIG_VOCABULARY}),
 }
 TABLE = "codec."
 ABOUT = {"teacher": "nobody", "corpus": "a golden folder: see tests/golden/make.py"}
 
 
 def arrays_of(folder: Path) -> dict[str, np.ndarray]:
-    """All that is read from a cache folder, as flat arrays."""
+    """All that is read from a cache folder, as flat arrays; rows that are not tilted have no weights."""
     batch = (cache := Cache.open(folder)).read(range(len(cache)))
     arrays = {name: getattr(batch, name) for name in ("tokens", "supervised", "records")}
     arrays |= {name: getattr(batch, name) for name in ("token_offsets", "row_offsets")}
-    return arrays | {each.name: getattr(batch.rows, each.name) for each in fields(Rows)[1:]}
+    of_rows = {each.name: getattr(batch.rows, each.name) for each in fields(Rows)[1:]}
+    return arrays | {name: array for name, array in of_rows.items() if array is not None}
 
 
 def wanted_arrays(name: str) -> dict[str, np.ndarray]:
@@ -70,7 +78,9 @@ def golden_cache(name: str) -> SmallCache:
 def cache_of(name: str, arrays: dict[str, np.ndarray]) -> SmallCache:
     """The cache that these arrays are, ready to be written as the golden folder was."""
     how = golden_cache(name)
-    rows = Rows(how.kind, *(arrays[each.name] for each in fields(Rows)[1:]))
+    rows = Rows(
+        how.kind, **{each.name: arrays[each.name] for each in fields(Rows)[1:] if each.name in arrays}
+    )
     tokens = list(pairwise(arrays["token_offsets"].tolist()))
     return replace(
         how,

@@ -55,24 +55,21 @@ def read_cache(folder: Path) -> Arrays:
     for number in range(plan["corpus"]["shards"]):
         described, shard = read_file(folder / f"shard-{number:05d}.safetensors")
         assert (described["shard"], described["plan_sha256"]) == (number, whole["plan_sha256"])
-        mask = np.unpackbits(shard["supervised"], bitorder="little")[: len(shard["tokens"])]
-        parts.append(
-            {
-                "tokens": shard["tokens"],
-                "supervised": mask.astype(np.bool_),
-                "records": shard["sequence_record"].astype(np.int64),
-                "lengths": np.diff(shard["sequence_tokens"]),
-                "row_counts": np.diff(shard["sequence_rows"]),
-            }
-        )
+        part = {
+            "tokens": shard["tokens"],
+            "supervised": np.unpackbits(shard["supervised"], bitorder="little")[: len(shard["tokens"])] == 1,
+            "records": shard["sequence_record"].astype(np.int64),
+            "lengths": np.diff(shard["sequence_tokens"]),
+            "row_counts": np.diff(shard["sequence_rows"]),
+        }
+        parts.append(part)
         for block, num_rows in enumerate(np.diff(shard["block_rows"]).tolist()):
-            start = int(shard["block_start"][block])
-            data = shard["rows"][start : start + int(shard["block_bytes"][block])].tobytes()
+            data = shard["rows"][shard["block_start"][block] :][: shard["block_bytes"][block]].tobytes()
             assert zlib.crc32(data) == shard["block_crc32"][block]
             rows += codec.rows(data, num_rows)
     found = {name: np.concatenate([each[name] for each in parts]) for name in parts[0]}
     ids, logprobs, tails, draws, entropies = zip(*rows, strict=True)
-    return found | {
+    found |= {
         "token_offsets": offsets(found.pop("lengths")),
         "row_offsets": offsets(found.pop("row_counts")),
         "head_offsets": offsets([len(each) for each in ids]),
@@ -83,6 +80,10 @@ def read_cache(folder: Path) -> Arrays:
         "draw_ids": np.concatenate(draws).astype(np.int32),
         "entropy": np.array(entropies, np.float32),
     }
+    if codec.tilted:
+        tau = codec.params["draw_units"] / codec.params["units"]
+        found["draw_weights"] = (tau / codec.factors[found["draw_ids"]]).astype(np.float32)
+    return found
 
 
 def offsets(counts: Any) -> np.ndarray:
@@ -98,12 +99,12 @@ class Codec:
         vocab_size = plan["tokenizer"]["vocab_size"]
         self.id = U2 if vocab_size <= 65_536 else U4
         self.entropies = np.arange(256, dtype=np.float32) * np.float32(math.log(vocab_size) / 255)
-        self.rows = getattr(self, plan["codec"]["id"].replace("-", "_"))
-        if "codec.common" in index:
-            self.orders = [
-                moved_up(front, moved_up(index["codec.common"], np.arange(vocab_size)))
-                for front in index["codec.fronts"]
-            ]
+        self.tilted = plan["codec"]["id"] == "compact-tilted"
+        self.rows = getattr(self, plan["codec"]["id"].replace("-", "_").replace("tilted", "sampled"))
+        common = moved_up(index.get("codec.common", np.zeros(0)), np.arange(vocab_size))
+        self.orders = [moved_up(front, common) for front in index.get("codec.fronts", [])]
+        self.doublings = (index.get("codec.tilt", np.full(vocab_size, 128)).astype(int) - 128) / 16
+        self.factors = np.array([2**each for each in self.doublings.tolist()])
         self.levels = index.get("codec.levels", np.zeros(0, np.float32))
         self.masses = np.append(np.exp(self.levels.astype(np.float64)), 0).astype(np.float32)
 
@@ -136,10 +137,7 @@ class Codec:
         take = Sections(zstandard.decompress(data), planes=False)
         counts, orders = numbers(take, num_rows), take(U1, num_rows)
         lowest, tails = (take(U1, num_rows) + 256 * take(U1, num_rows).astype(int) for _ in range(2))
-        steps, below = (
-            by_row(counts, numbers(take, counts.sum())),
-            by_row(counts, numbers(take, counts.sum())),
-        )
+        steps, below = (by_row(counts, numbers(take, counts.sum())) for _ in range(2))
         entropies, rows = self.entropies[take(U1, num_rows)], []
         for n in range(num_rows):
             ids, level = self.orders[orders[n]][np.cumsum(steps[n])], lowest[n] - below[n]
@@ -147,21 +145,25 @@ class Codec:
             rows.append((ids[own], self.levels[level[own]], self.masses[tails[n]], ids[:0], entropies[n]))
         return rows
 
-    def compact_sampled(self, data: bytes, num_rows: int) -> Rows:
+    def compact_sampled(self, data: bytes, num_rows: int) -> Rows:  # tilted ones too
         take = Sections(zstandard.decompress(data), planes=False)
-        counts, orders = numbers(take, num_rows), take(U1, num_rows)
+        counts, units = numbers(take, num_rows), self.params["units"]
+        told = numbers(take, num_rows) if self.tilted else None
+        orders = take(U1, num_rows)
         steps = by_row(counts, numbers(take, counts.sum())[::-1])
         places = by_row(counts, numbers(take, counts.sum()))
         heads = [np.cumsum(each[::-1])[::-1] for each in steps]
-        tails = self.params["units"] - np.array([each.sum() for each in heads], int)
-        num_draws = -(-tails // self.params["draw_units"])
+        tails = units - np.array([each.sum() for each in heads], int)
+        num_draws = -(-tails // self.params["draw_units"]) if told is None else told
         draws = by_row(num_draws, numbers(take, num_draws.sum()))
         entropies, rows = self.entropies[take(U1, num_rows)], []
         for n in range(num_rows):
-            order, units = self.orders[orders[n]], self.params["units"]
-            logprobs = [math.log(each / units) for each in heads[n].tolist()]
-            drawn = np.sort(order[np.cumsum(draws[n])])
-            rows.append((order[places[n]], logprobs, tails[n] / units, drawn, entropies[n]))
+            order, tail = self.orders[orders[n]], tails[n] / units
+            ids, drawn = order[places[n]], np.sort(order[np.cumsum(draws[n])])
+            if self.tilted:
+                tail = max(0, 1 - np.cumsum([0, *heads[n] / (units * self.factors[ids])])[-1])
+            logs = np.array([math.log(each / units) for each in heads[n].tolist()])
+            rows.append((ids, logs - self.doublings[ids] * math.log(2), tail, drawn, entropies[n]))
         return rows
 
 

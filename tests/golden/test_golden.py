@@ -81,7 +81,9 @@ def test_golden_folders_hold_what_is_hard_to_read() -> None:
     """Every codec and kind, two widths of ids, a sequence without rows, and rows in several blocks."""
     kinds = {(cache.codec, cache.kind) for cache in map(golden_cache, GOLDEN)}
     general = {(codec, kind) for codec in ("plain", "zstd") for kind in KINDS}
-    assert kinds == general | {("compact-topk", TOPK), ("compact-sampled", SAMPLED)}
+    assert kinds == general | {(f"compact-{each}", SAMPLED) for each in ("sampled", "tilted")} | {
+        ("compact-topk", TOPK)
+    }
     for name in GOLDEN:
         wanted = wanted_arrays(name)
         rows = np.diff(wanted["row_offsets"])
@@ -90,6 +92,25 @@ def test_golden_folders_hold_what_is_hard_to_read() -> None:
         assert (wanted["head_ids"].max() > 1 << 16) == name.endswith("big")
     draws = np.diff(wanted_arrays("compact-rs-kd")["draw_offsets"])
     assert draws.max() > 10 and len(set(draws.tolist())) > 2
+
+
+@pytest.mark.parametrize("name", [name for name in GOLDEN if "tilted" in name])
+def test_golden_tilted_rows_are_of_many_factors(name: str) -> None:
+    """Some without a head or without draws, one whose likeliest id is not the first, and an id drawn twice.
+
+    Draws weigh unlike each other, and the mass of a row is not 1.
+    """
+    wanted = wanted_arrays(name)
+    heads, draws = (np.diff(wanted[each]) for each in ("head_offsets", "draw_offsets"))
+    assert heads.min() == draws.min() == 0
+    row_H, row_D = np.repeat(np.arange(len(heads)), heads), np.repeat(np.arange(len(draws)), draws)
+    rises = (np.diff(wanted["head_logprobs"]) > 0) & (np.diff(row_H) == 0)
+    again = (np.diff(wanted["draw_ids"]) == 0) & (np.diff(row_D) == 0)
+    assert rises.any() and again.any()
+    assert len(set(wanted["draw_weights"].tolist())) > 20
+    drawn_N = np.bincount(row_D, wanted["draw_weights"], len(draws))
+    assert (np.abs(drawn_N - wanted["tail_mass"]) > 0.01).any()
+    assert {"codec.tilt", "codec.common", "codec.fronts"} < wanted.keys()
 
 
 def test_a_golden_folder_is_never_made_again() -> None:

@@ -49,7 +49,7 @@ def numbers(values: Sequence[int]) -> tuple[bytes, bytes]:
 
 
 def stream_parts(forgery: Forgery, block: int) -> list[bytes]:
-    """The ten streams of a block of a compact codec, that is sound."""
+    """The streams of a block of a compact codec, that is sound: twelve of `compact-tilted`, else ten."""
     plan = forgery.description["plan"]
     num_rows = int(np.diff(forgery.arrays["block_rows"])[block])
     content = zstandard.decompress(content_of(forgery, block))
@@ -66,6 +66,8 @@ def stream_parts(forgery: Forgery, block: int) -> list[bytes]:
 
     counts = many(num_rows)
     kept = int(counts.sum())
+    tilted = plan["codec"]["id"] == "compact-tilted"
+    draws = int(many(num_rows).sum()) if tilted else 0
     bytes_(num_rows)
     if plan["rows"]["kind"] == "topk":
         bytes_(2 * num_rows)
@@ -75,10 +77,12 @@ def stream_parts(forgery: Forgery, block: int) -> list[bytes]:
     else:
         steps = np.split(many(kept)[::-1], np.cumsum(counts))[:-1]
         units, draw_units = (plan["codec"]["params"][name] for name in ("units", "draw_units"))
+        if not tilted:
+            draws = sum(-(-(units - int(np.cumsum(each[::-1]).sum())) // draw_units) for each in steps)
         many(kept)
-        many(sum(-(-(units - int(np.cumsum(each[::-1]).sum())) // draw_units) for each in steps))
+        many(draws)
     bytes_(num_rows)
-    assert places[-1] == len(content) and len(places) == 11
+    assert places[-1] == len(content) and len(places) == (13 if tilted else 11)
     return [content[start:end] for start, end in itertools.pairwise(places)]
 
 

@@ -224,7 +224,8 @@ def read(folder: Path) -> list[dict[str, np.ndarray]]:
         each = cache[index]
         assert each.rows.fault(cache.vocab_size) is None, each.rows.fault(cache.vocab_size)
         assert int(each.tokens.max(initial=0)) < cache.vocab_size, "a token outside the vocabulary"
-        arrays = {name.name: getattr(each.rows, name.name) for name in fields(Rows)[1:]}
+        of_rows = {name.name: getattr(each.rows, name.name) for name in fields(Rows)[1:]}
+        arrays = {name: array for name, array in of_rows.items() if array is not None}
         found.append({"tokens": each.tokens, "supervised": each.supervised, **arrays})
     return found
 

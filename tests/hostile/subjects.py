@@ -11,7 +11,12 @@ from typing import Any
 import numpy as np
 
 from distillcache_shards.rows import SAMPLED, TOPK, Rows
-from tests.shards.compact_cache import RS_KD, compact_sampled_cache, compact_topk_cache
+from tests.shards.compact_cache import (
+    RS_KD,
+    compact_sampled_cache,
+    compact_tilted_cache,
+    compact_topk_cache,
+)
 from tests.shards.small_cache import BIG_VOCABULARY, SmallCache, small_cache
 
 __all__ = ["SUBJECTS", "subject", "twin"]
@@ -28,6 +33,7 @@ MAKERS: dict[str, Make] = {
     "compact topk big": partial(compact_topk_cache, vocab_size=BIG_VOCABULARY),
     "compact sampled": compact_sampled_cache,
     "compact sampled of RS-KD": partial(compact_sampled_cache, grid=RS_KD, multinomial=True),
+    "compact tilted": compact_tilted_cache,
 }
 SUBJECTS = tuple(MAKERS)
 

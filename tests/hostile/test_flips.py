@@ -60,7 +60,8 @@ FLIPS = [Flips("plain", SHARD), Flips("plain", INDEX), Flips("plain", PLAN), Fli
 def everything(batch: Batch) -> list[np.ndarray]:
     """All arrays of sequences and rows."""
     of_rows = [getattr(batch.rows, each.name) for each in fields(Rows)[1:]]
-    return [getattr(batch, each.name) for each in fields(Batch) if each.name != "rows"] + of_rows
+    of_batch = [getattr(batch, each.name) for each in fields(Batch) if each.name != "rows"]
+    return of_batch + [array for array in of_rows if array is not None]
 
 
 def same(found: list[np.ndarray], wanted: list[np.ndarray]) -> bool:

@@ -48,6 +48,6 @@ def test_a_mutated_shard_is_refused_or_untouched(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SUBJECTS)
 def test_twenty_thousand_mutated_shards_are_refused_or_untouched(name: str) -> None:
-    """22,000 in all, other seeds than those of the quick sample."""
+    """24,750 in all, other seeds than those of the quick sample."""
     assert len(SUBJECTS) * MASS >= 20_000
     outcomes(name, QUICK, MASS)

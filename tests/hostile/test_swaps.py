@@ -83,7 +83,7 @@ def test_a_block_of_another_place_is_found_by_its_counts(tmp_path: Path) -> None
     assert_refused(folder, SHARD, "block 0 ", CorruptError)
 
 
-@pytest.mark.parametrize("name", ["plain topk", "compact topk", "compact sampled"])
+@pytest.mark.parametrize("name", ["plain topk", "compact topk", "compact sampled", "compact tilted"])
 def test_what_a_checksum_of_32_bits_leaves(name: str, tmp_path: Path) -> None:
     """A wrong pattern that is a multiple of the polynomial passes, one in 4 thousand million by chance.
 

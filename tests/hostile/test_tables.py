@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from distillcache_shards.cache import Cache
+from distillcache_shards.codecs.grid import Grid
 from distillcache_shards.errors import CorruptError
 from tests.hostile.confined import lines_within_a_gigabyte, problems
 from tests.hostile.forge import Forgery, forge_index
@@ -64,6 +66,19 @@ ORDERS: dict[str, Callable[[Forgery], object]] = {
         "common", lambda table: np.arange(301, dtype="<u2")
     ),
 }
+NO_TILT, HEAVY = "has no tilt of its vocabulary", "has a tilt by which a draw would weigh more than 1"
+TILTS: dict[str, tuple[Callable[[Forgery], object], str]] = {
+    "no tilt": (without("tilt"), NO_TILT),
+    "a tilt of an id too few": (in_table("tilt", lambda table: table[:-1]), NO_TILT),
+    "a tilt of an id too many": (in_table("tilt", lambda table: np.append(table, table[:1])), NO_TILT),
+    "a tilt of no ids": (in_table("tilt", lambda table: table[:0]), NO_TILT),
+    "a tilt of two axes": (in_table("tilt", lambda table: table[:, None]), NO_TILT),
+    "a tilt in a wider type": (in_table("tilt", lambda table: table.astype("<u2")), NO_TILT),
+    "a tilt in floats": (in_table("tilt", lambda table: table.astype("<f4")), NO_TILT),
+    # A draw is 1/25 of probability after the tilt, and 2^(-75 / 16) is less.
+    "a factor below the threshold": (in_table("tilt", with_value(7, 128 - 75)), HEAVY),
+    "the smallest factor": (in_table("tilt", with_value(-1, 0)), HEAVY),
+}
 LEVELS: dict[str, Callable[[Forgery], object]] = {
     "no levels": without("levels"),
     "one level": in_table("levels", lambda table: table[:1]),
@@ -80,31 +95,46 @@ LEVELS: dict[str, Callable[[Forgery], object]] = {
 FAULTS = [
     *(
         (name, change, NO_ORDERS)
-        for name in ("compact topk", "compact sampled")
+        for name in ("compact topk", "compact sampled", "compact tilted")
         for change in ORDERS.values()
     ),
     *(("compact topk", change, NO_LEVELS) for change in LEVELS.values()),
+    *(("compact tilted", change, fault) for change, fault in TILTS.values()),
 ]
-NAMES = [*(f"topk, {each}" for each in ORDERS), *(f"sampled, {each}" for each in ORDERS), *LEVELS]
+NAMES = [
+    *(f"{kind}, {each}" for kind in ("topk", "sampled", "tilted") for each in ORDERS),
+    *LEVELS,
+    *TILTS,
+]
 
 
 @pytest.mark.parametrize(("name", "change", "fault"), FAULTS, ids=NAMES)
 def test_tables_that_are_none_are_refused(
     name: str, change: Callable[[Forgery], object], fault: str, tmp_path: Path
 ) -> None:
-    """Orders that are no permutations, levels that are not finite or do not fall, and other types."""
+    """Orders that are no permutations, levels that do not fall, a tilt that is too small, and other types."""
     folder = subject(name).write(tmp_path / "cache")
     forge_index(folder, change)
     assert_refused(folder, "index.safetensors", fault, CorruptError)
 
 
-@pytest.mark.parametrize("name", ["compact topk", "compact sampled"])
+@pytest.mark.parametrize("name", ["compact topk", "compact sampled", "compact tilted"])
 def test_an_index_that_is_sealed_again_is_read(name: str, tmp_path: Path) -> None:
     """What these forgeries do by themselves changes nothing; nor do other sound tables, without a trace."""
     folder = subject(name).write(tmp_path / "cache")
     forge_index(folder, lambda it: None)
     read_all(folder)
     assert problems(folder) == []
+
+
+def test_a_factor_that_is_just_the_threshold_is_read(tmp_path: Path) -> None:
+    """The bound from the other side: 1/32, exactly, and a draw of this id weighs 1."""
+    folder = subject("compact tilted", grid=Grid(64, 2)).write(tmp_path / "cache")
+    forge_index(folder, in_table("tilt", with_value(7, 128 - 5 * 16)))
+    cache = Cache.open(folder)
+    assert cache.thresholds is not None and cache.thresholds[7] == 1
+    forge_index(folder, in_table("tilt", with_value(7, 128 - 5 * 16 - 1)))
+    assert_refused(folder, "index.safetensors", HEAVY, CorruptError)
 
 
 def test_many_orders_of_a_large_vocabulary_are_refused(tmp_path: Path) -> None:

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distillcache.inspect.facts import facts
+from distillcache.inspect.facts import facts, verify
 from distillcache_shards.errors import CacheError
 from distillcache_shards.rows import SAMPLED, Rows
 from tests.inspect.word_cache import word_cache
+from tests.shards.compact_cache import compact_tilted_cache
 from tests.shards.small_cache import LENGTHS
 
 
@@ -31,6 +32,17 @@ def test_facts_are_those_of_the_cache(tmp_path: Path) -> None:
     assert found.settings == {"corpus": "prose"}
     assert found.plan_sha256 == small.plan().sha256
     assert json.loads(json.dumps(found.to_dict(), allow_nan=False)) == found.to_dict()
+
+
+def test_a_tilted_cache_has_facts_like_any(tmp_path: Path) -> None:
+    """Its codec by name, and its ids and draws counted."""
+    small = word_cache(tmp_path / "cache", make=compact_tilted_cache)
+    found = facts(tmp_path / "cache")
+    rows = Rows.concatenate(small.rows)
+    assert found.codec == {"id": "compact-tilted", "units": 100, "draw_units": 4, "block_rows": 8}
+    assert (found.kept_a_row, found.draws_a_row) == (rows.num_kept / len(rows), rows.num_draws / len(rows))
+    assert found.mass_kept == pytest.approx(1 - rows.tail_mass.mean(), abs=1e-4)
+    assert verify(tmp_path / "cache") == []
 
 
 def test_means_are_over_rows_and_not_over_shards(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from distillcache.inspect.facts import sequence_view
 from distillcache_shards.errors import CacheError
 from distillcache_shards.rows import SAMPLED
 from tests.inspect.word_cache import word_cache
+from tests.shards.compact_cache import compact_tilted_cache
 from tests.shards.small_cache import ALL_MASKED, SmallCache, half_a_step
 
 
@@ -69,6 +70,20 @@ def test_guesses_are_the_likeliest_first(small: tuple[SmallCache, Path], top: in
         np.testing.assert_allclose(
             [guess.probability for guess in token.top], np.exp(row.head_logprobs[:top]), rtol=1e-6
         )
+
+
+def test_guesses_of_tilted_rows_are_the_likeliest_first_too(tmp_path: Path) -> None:
+    """Though the row has them by another order; and no tail mass is below 0."""
+    cache = word_cache(tmp_path / "cache", make=compact_tilted_cache, vocab_size=30)
+    supervised = [token for token in sequence_view(tmp_path / "cache", 2).tokens if token.supervised]
+    otherwise = False
+    for number, token in enumerate(supervised):
+        row = cache.rows[2][number : number + 1]
+        order = np.lexsort((row.head_ids, -row.head_logprobs))
+        assert [guess.id for guess in token.top] == row.head_ids[order][:5].tolist()
+        assert token.tail_mass == row.tail_mass[0] >= 0
+        otherwise |= order.tolist() != list(range(len(order)))
+    assert otherwise
 
 
 def test_a_view_is_plain_json(small: tuple[SmallCache, Path]) -> None:

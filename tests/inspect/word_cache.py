@@ -5,6 +5,7 @@ Needs neither torch nor transformers.
 
 import dataclasses
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,15 @@ from tokenizers.models import WordLevel
 from tests.shards.small_cache import SmallCache, small_cache
 
 
-def word_cache(folder: Path, *, shards: tuple[int, ...] | None = None, **how: Any) -> SmallCache:
-    """A cache written to a folder, of all its shards or some; `how` goes to `small_cache`."""
-    small = small_cache(**how)
+def word_cache(
+    folder: Path,
+    *,
+    make: Callable[..., SmallCache] = small_cache,
+    shards: tuple[int, ...] | None = None,
+    **how: Any,
+) -> SmallCache:
+    """A cache written to a folder, of all its shards or some; `how` goes to `make`."""
+    small = make(**how)
     file = folder / "tokenizer" / "tokenizer.json"
     file.parent.mkdir(parents=True)
     words = {f"w{number}": number for number in range(small.vocab_size)}

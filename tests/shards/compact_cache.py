@@ -1,6 +1,7 @@
 """Small caches of the compact codecs: tables that nobody trained, and `sampled` rows of a grid.
 
-Rows are those of a threshold, or of draws with replacement as RS-KD makes them. Needs no torch.
+Rows are those of a threshold, tilted or not, or of draws with replacement as RS-KD makes them.
+Needs no torch.
 """
 
 import dataclasses
@@ -13,11 +14,13 @@ from distillcache_shards.codecs import Tables
 from distillcache_shards.codecs.fields import id_dtype
 from distillcache_shards.codecs.grid import Grid
 from distillcache_shards.codecs.levels import make_levels
+from distillcache_shards.codecs.tilt import Tilt, TiltedGrid
 from distillcache_shards.rows import SAMPLED, TOPK, Rows
 from tests.shards.small_cache import SmallCache, small_cache
 
 THRESHOLD, RS_KD = Grid(100, 4), Grid(50, 1)
 STEP, WIDEST = 0.01, 0.4
+LEAST_CODE, MOST_CODE = 96, 170  # of a tilt: factors from 1/4 to 6
 
 
 def order_tables(vocab_size: int, *, orders: int = 3, seed: int = 0) -> Tables:
@@ -90,6 +93,71 @@ def grid_rows(
             drawn = random.integers(vocab_size, size=draws + 9 * kept.size)
             drawn = drawn[~np.isin(drawn, ids[kept])][:draws]
             parts.append(_row(random, grid, vocab_size, ids[kept], units[kept], drawn))
+    return Rows.concatenate(parts)
+
+
+def tilt_table(vocab_size: int, *, seed: int = 0, least: int = LEAST_CODE, most: int = MOST_CODE) -> Tables:
+    """A tilt, all of chance."""
+    return {"tilt": np.random.default_rng(seed).integers(least, most + 1, vocab_size).astype(np.uint8)}
+
+
+def tilted_grid(grid: Grid, tables: Tables) -> TiltedGrid:
+    """The grid of rows with this tilt."""
+    return TiltedGrid(grid, Tilt(tables["tilt"]))
+
+
+def compact_tilted_cache(
+    seed: int = 0, *, vocab_size: int = 300, grid: Grid = THRESHOLD, **how: Any
+) -> SmallCache:
+    """Tilted rows, codec `compact-tilted`; `how` goes to `small_cache`."""
+    random = np.random.default_rng(seed)
+    tables = {**order_tables(vocab_size, seed=seed), **tilt_table(vocab_size, seed=seed)}
+    small = small_cache(
+        seed,
+        kind=SAMPLED,
+        vocab_size=vocab_size,
+        codec="compact-tilted",
+        params={"units": grid.units, "draw_units": grid.draw_units},
+        tables=tables,
+        **how,
+    )
+    tilted = tilted_grid(grid, tables)
+    return dataclasses.replace(small, rows=[tilted_rows(random, len(each), tilted) for each in small.rows])
+
+
+def tilted_rows(random: np.random.Generator, num_rows: int, tilted: TiltedGrid) -> Rows:
+    """Sound tilted rows, also without a head, without draws, of one id, and with an id drawn twice."""
+    vocab_size, units = len(tilted.tilt.codes_V), tilted.grid.units
+    parts = [Rows.room(SAMPLED, np.zeros(1, np.int64), np.zeros(1, np.int64), tilted=True)]
+    for _ in range(num_rows):
+        # Some of all, whatever there is: to choose among 2^20 without replacement takes long.
+        some = np.unique(np.append(random.integers(vocab_size, size=8), [0, vocab_size - 1]))
+        ids = random.permutation(some)[: random.integers(9) * (random.random() < 0.8)]
+        p = random.dirichlet(np.full(len(ids) + 1, 0.4))[: len(ids)]
+        if len(ids) and random.random() < 0.2:
+            p = np.eye(len(ids))[0]  # certain of one
+        tilted_p = p * tilted.tilt.factors_V[ids]
+        kept = tilted_p >= tilted.grid.tau
+        ids, k = ids[kept], np.floor(tilted_p[kept] * units + random.random(kept.sum())).astype(np.int64)
+        k = np.maximum(k, 1)
+        order = np.lexsort((ids, -k))
+        ids, k = ids[order], k[order]
+        drawn = random.integers(vocab_size, size=random.integers(9))
+        drawn = np.append(drawn, drawn[: random.integers(2)])  # perhaps one of them twice
+        drawn = np.sort(drawn[~np.isin(drawn, ids)])
+        parts.append(
+            Rows(
+                SAMPLED,
+                np.array([0, len(ids)]),
+                ids.astype(np.int32),
+                tilted.logprobs(k, ids),
+                tilted.tail_mass(k, ids, np.array([len(ids)])),
+                np.array([0, len(drawn)]),
+                drawn.astype(np.int32),
+                (random.random(1) * np.log(vocab_size)).astype(np.float32),
+                tilted.weights_V[drawn],
+            )
+        )
     return Rows.concatenate(parts)
 
 

@@ -177,6 +177,9 @@ def assert_same_rows(found: Rows, wanted: Rows, *, entropy_atol: float = 0.0) ->
     assert found.kind == wanted.kind
     for each in fields(Rows)[1:]:
         have, want = getattr(found, each.name), getattr(wanted, each.name)
+        if want is None:
+            assert have is None, each.name
+            continue
         assert have.dtype == want.dtype and have.shape == want.shape, each.name
         atol = entropy_atol if each.name == "entropy" else 0.0
         np.testing.assert_allclose(have, want, rtol=0, atol=atol, err_msg=each.name)

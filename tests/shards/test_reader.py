@@ -21,13 +21,20 @@ from distillcache_shards.limits import MAX_BLOCK_BYTES
 from distillcache_shards.rows import SAMPLED, TOPK, Rows
 from distillcache_shards.shard import decode_blocks, encode_blocks, shard_file, write_shard
 from distillcache_shards.workers import Workers, num_cores
-from tests.shards.compact_cache import compact_sampled_cache, compact_topk_cache
+from tests.shards.compact_cache import compact_sampled_cache, compact_tilted_cache, compact_topk_cache
 from tests.shards.small_cache import SmallCache, assert_same_rows, half_a_step, small_cache
 
 pytestmark = pytest.mark.usefixtures("no_thread_left")
 
 K = 5
-NAMES = ("compact topk", "compact topk of one k", "compact sampled", "zstd sampled", "plain topk")
+NAMES = (
+    "compact topk",
+    "compact topk of one k",
+    "compact sampled",
+    "compact tilted",
+    "zstd sampled",
+    "plain topk",
+)
 
 
 def of_one_k(small: SmallCache) -> SmallCache:
@@ -50,6 +57,8 @@ def cache_in_memory(name: str, **how: object) -> SmallCache:
         return of_one_k(small) if name.endswith("one k") else small
     if name == "compact sampled":
         return compact_sampled_cache(**how)
+    if name == "compact tilted":
+        return compact_tilted_cache(**how)
     zstd = {"codec": "zstd", "params": {"level": 3, "logprobs": "f16"}, "kind": SAMPLED}
     return small_cache(**(zstd if name == "zstd sampled" else {"kind": TOPK}), **how)
 
@@ -89,9 +98,7 @@ def assert_batch(batch: Batch, small: SmallCache, rows: list[Rows], indices: lis
     )
     masks = [small.supervised[each] for each in indices]
     np.testing.assert_array_equal(batch.supervised, np.concatenate([np.zeros(0, np.bool_), *masks]))
-    assert_same_rows(
-        batch.rows, Rows.concatenate([Rows.empty(small.kind), *(rows[each] for each in indices)])
-    )
+    assert_same_rows(batch.rows, Rows.concatenate([rows[0][:0], *(rows[each] for each in indices)]))
     assert batch.row_offsets.tolist() == [0, *np.cumsum([len(rows[each]) for each in indices])]
 
 
@@ -122,6 +129,8 @@ def test_rows_of_a_batch_are_its_own(written: Written) -> None:
         assert_same_rows(found, rows[4])
         for name in ("head_ids", "head_logprobs", "tail_mass", "draw_ids", "entropy"):
             getattr(found, name)[:] = 0
+        if found.draw_weights is not None:
+            found.draw_weights[:] = 0
 
 
 def rewrite(small: SmallCache, folder: Path, number: int, change: dict[int, EncodedBlock]) -> None:
@@ -164,6 +173,30 @@ def test_ids_that_are_none_are_named_with_their_block_too(tmp_path: Path) -> Non
     rewrite(small, folder, 0, {2: far})
     with pytest.raises(CorruptError, match=r"block 2 holds an id outside the vocabulary of 300"):
         Cache.open(folder).read(range(8))
+
+
+def test_units_that_are_none_are_named_with_their_block_too(tmp_path: Path) -> None:
+    """What an id may have shows when it is known, in a batch and alone."""
+    small = compact_tilted_cache(lengths=[9] * 8, sequences_a_shard=8)
+    folder = small.write(tmp_path / "cache")
+    start, end = (int(each) for each in Cache.open(folder).shard(0).block_rows[2:4])
+    rows = Rows.concatenate(small.rows)[start:end]
+    # Units of certainty at a factor of 6, which few ids of the cache have.
+    tables = {**small.tables, "tilt": np.full(300, 170, np.uint8)}
+    other = dataclasses.replace(small, tables=tables).codec_object()
+    assert other.tilted is not None
+    units_H = np.full(rows.num_kept, 600)
+    certain = dataclasses.replace(
+        rows,
+        head_logprobs=other.tilted.logprobs(units_H, rows.head_ids),
+        tail_mass=other.tilted.tail_mass(units_H, rows.head_ids, np.diff(rows.head_offsets)),
+        draw_weights=other.tilted.weights_V[rows.draw_ids],
+    )
+    rewrite(small, folder, 0, {2: other.encode(certain)})
+    cache = Cache.open(folder)
+    with pytest.raises(CorruptError, match=r"block 2 holds a probability that is none"):
+        cache.read(range(8))
+    cache.read([0])
 
 
 def test_a_shard_that_is_replaced_is_read_anew(tmp_path: Path) -> None:
@@ -313,9 +346,9 @@ def test_blocks_are_opened_together_or_alone_to_the_same_rows(written: Written) 
         alone = [codec.decode(packed[n].data, packed[n].num_rows, packed[n].expanded_bytes) for n in order]
         whole, opened = Rows.concatenate(alone), codec.open([packed[n] for n in order])
         for spans in ([(0, len(whole))], [(3, 9)], [(5, 7), (0, 2), (6, 6), (1, 7)], []):
-            chosen = [Rows.empty(small.kind), *(whole[a:b] for a, b in spans)]
-            out = Rows.concatenate(chosen)
-            room = Rows.room(small.kind, out.head_offsets, out.draw_offsets)
+            out = Rows.concatenate([whole[:0], *(whole[a:b] for a, b in spans)])
+            tilted = codec.tilted is not None
+            room = Rows.room(small.kind, out.head_offsets, out.draw_offsets, tilted=tilted)
             if spans:
                 opened.read(spans, room)
             assert_same_rows(room, out)

@@ -13,10 +13,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from distillcache_shards.cache import Batch, Cache
 from distillcache_shards.workers import num_cores
-from tests.shards.compact_cache import compact_sampled_cache, compact_topk_cache
+from tests.shards.compact_cache import compact_sampled_cache, compact_tilted_cache, compact_topk_cache
 from tests.shards.small_cache import assert_same_rows
 
 LENGTHS = [(17 * n) % 40 + 2 for n in range(48)]
+MAKERS = {"topk": compact_topk_cache, "sampled": compact_sampled_cache, "tilted": compact_tilted_cache}
 ROOT = Path(__file__).parents[2]
 # Reads on and on, and says so once it has begun.
 READS = """
@@ -58,14 +59,14 @@ def as_it_is(batches: list[Batch]) -> Batch:
 
 
 @pytest.mark.parametrize(
-    ("start", "kind", "threads"), [("fork", "topk", None), ("fork", "sampled", 2), ("spawn", "sampled", 2)]
+    ("start", "kind", "threads"),
+    [("fork", "topk", None), ("fork", "sampled", 2), ("spawn", "sampled", 2), ("fork", "tilted", 2)],
 )
 def test_workers_of_a_loader_read_what_one_process_reads(
     tmp_path: Path, start: str, kind: str, threads: int | None
 ) -> None:
     """Two workers, of a cache that was read from before, also by threads."""
-    make = compact_topk_cache if kind == "topk" else compact_sampled_cache
-    cache = Cache.open(make(lengths=LENGTHS).write(tmp_path / "cache"), threads=threads)
+    cache = Cache.open(MAKERS[kind](lengths=LENGTHS).write(tmp_path / "cache"), threads=threads)
     before = set(threading.enumerate())
     here = [Batches(cache)[place] for place in range(9)]
     assert set(threading.enumerate()) <= before

@@ -10,14 +10,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distillcache_shards.rows import KINDS, SAMPLED, TOPK, Rows
+from tests.shards.compact_cache import THRESHOLD, tilt_table, tilted_grid, tilted_rows
 from tests.shards.small_cache import assert_same_rows, random_rows
 
 VOCAB_SIZE = 50
+TILTED = "tilted"
+
+
+def rows_of(seed: int, kind: str, num_rows: int) -> Rows:
+    """Rows of chance, of a kind or tilted."""
+    random = np.random.default_rng(seed)
+    if kind == TILTED:
+        return tilted_rows(random, num_rows, tilted_grid(THRESHOLD, tilt_table(VOCAB_SIZE)))
+    return random_rows(random, kind, num_rows, VOCAB_SIZE)
+
+
 rows_of_any_kind = st.builds(
-    lambda seed, kind, num_rows: random_rows(np.random.default_rng(seed), kind, num_rows, VOCAB_SIZE),
-    st.integers(0, 1000),
-    st.sampled_from(KINDS),
-    st.integers(0, 12),
+    rows_of, st.integers(0, 1000), st.sampled_from([*KINDS, TILTED]), st.integers(0, 12)
 )
 
 
@@ -36,6 +45,9 @@ def test_a_slice_is_its_rows(rows: Rows, start: int, stop: int) -> None:
         assert one.head_ids.tolist() == rows.head_ids[head].tolist()
         assert one.head_logprobs.tolist() == rows.head_logprobs[head].tolist()
         assert one.draw_ids.tolist() == rows.draw_ids[draws].tolist()
+        if rows.draw_weights is not None:
+            assert one.draw_weights is not None
+            assert one.draw_weights.tolist() == rows.draw_weights[draws].tolist()
         assert (one.tail_mass[0], one.entropy[0]) == (rows.tail_mass[number], rows.entropy[number])
 
 
@@ -47,11 +59,21 @@ def test_rows_that_were_cut_are_the_same_when_joined(rows: Rows, cuts: list[int]
     assert_same_rows(Rows.concatenate(parts), rows)
 
 
+def test_rows_that_are_tilted_join_no_others() -> None:
+    """What their draws weigh would be lost; none at all are of either sort."""
+    tilted, others = rows_of(0, TILTED, 9), rows_of(0, SAMPLED, 9)
+    assert tilted.num_draws and others.num_draws
+    with pytest.raises(AssertionError):
+        Rows.concatenate([tilted, others])
+    assert_same_rows(Rows.concatenate([Rows.empty(SAMPLED), tilted]), tilted)
+    assert_same_rows(Rows.concatenate([Rows.empty(SAMPLED), others]), others)
+
+
 def test_a_slice_shares_its_memory() -> None:
     """Reading a sequence out of a block copies no ids."""
-    rows = random_rows(np.random.default_rng(0), SAMPLED, 9, VOCAB_SIZE)
+    rows = rows_of(0, TILTED, 9)
     part = rows[2:7]
-    for name in ("head_ids", "head_logprobs", "tail_mass", "draw_ids", "entropy"):
+    for name in ("head_ids", "head_logprobs", "tail_mass", "draw_ids", "entropy", "draw_weights"):
         assert np.shares_memory(getattr(part, name), getattr(rows, name)), name
 
 
@@ -81,8 +103,8 @@ def test_no_rows_are_rows(kind: str) -> None:
     assert Rows.empty(kind).fault(1) is None
 
 
-def changed(name: str, place: int, value: float) -> Any:
-    """Rows with one value of an array changed."""
+def changed(name: str, place: int | slice, value: float) -> Any:
+    """Rows with one value of an array changed, or all."""
 
     def change(rows: Rows) -> Rows:
         array = getattr(rows, name).copy()
@@ -151,9 +173,46 @@ def test_what_is_just_within_the_bounds_is_sound(change: Any) -> None:
     assert change(rows).fault(VOCAB_SIZE) is None
 
 
+TILTED_FAULTS = {
+    "a weight too few": (shorter("draw_weights"), "draws without a weight of their own"),
+    "a weight that is no number": (changed("draw_weights", 3, np.nan), "draws without a weight of their own"),
+    "an endless weight": (changed("draw_weights", 3, np.inf), "draws without a weight of their own"),
+    "no weight": (changed("draw_weights", 3, 0.0), "draws without a weight of their own"),
+    "a weight below 0": (changed("draw_weights", 3, -0.1), "draws without a weight of their own"),
+    "a weight over 1": (changed("draw_weights", 3, 1.0001), "draws without a weight of their own"),
+    "a value over 3": (changed("head_logprobs", 3, 1.1), "a log-probability that is none"),
+    "a tail over 1": (changed("tail_mass", 3, 1.002), "a tail mass outside 0 to 1"),
+}
+
+
+@pytest.mark.parametrize(("change", "fault"), TILTED_FAULTS.values(), ids=TILTED_FAULTS)
+def test_a_fault_of_tilted_rows_is_told_in_words(change: Any, fault: str) -> None:
+    """Every draw weighs something, at most 1; a value may be rounded up to above 1, but not far."""
+    rows = rows_of(0, TILTED, 9)
+    assert rows.fault(VOCAB_SIZE) is None
+    assert fault in (change(rows).fault(VOCAB_SIZE) or "")
+
+
+TILTED_BOUNDS = {
+    "a draw of weight 1": changed("draw_weights", 3, 1.0),
+    "a draw of next to none": changed("draw_weights", 3, 1e-30),
+    "a value over 1": changed("head_logprobs", 3, 1.09),
+    "more than certainty in all": changed("head_logprobs", slice(None), 0.0),
+}
+
+
+@pytest.mark.parametrize("change", TILTED_BOUNDS.values(), ids=TILTED_BOUNDS)
+def test_what_is_just_within_the_bounds_of_tilted_rows_is_sound(change: Any) -> None:
+    """Each bound from the other side; their mass is bound by nothing."""
+    assert change(rows_of(0, TILTED, 9)).fault(VOCAB_SIZE) is None
+
+
 @given(rows_of_any_kind)
 def test_what_a_writer_would_not_leave_is_told(rows: Rows) -> None:
-    """An id twice in one head, a head that rises, draws that fall; never what is of two rows."""
+    """An id twice in one head, a head that rises, draws that fall; never what is of two rows.
+
+    In tilted rows a value may follow a smaller one.
+    """
     assert rows.disorder() is None
 
     def swapped(name: str, place: int) -> Rows:
@@ -167,7 +226,8 @@ def test_what_a_writer_would_not_leave_is_told(rows: Rows) -> None:
             ids[end - 1] = ids[start]
             assert dataclasses.replace(rows, head_ids=ids).disorder() == "an id twice in a row"
             if rows.head_logprobs[start] > rows.head_logprobs[start + 1]:
-                assert swapped("head_logprobs", start).disorder() == "a head out of order"
+                fault = "a head out of order" if rows.draw_weights is None else None
+                assert swapped("head_logprobs", start).disorder() == fault
     for start, end in pairwise(rows.draw_offsets.tolist()):
         if end - start > 1 and rows.draw_ids[start] < rows.draw_ids[start + 1]:
             assert swapped("draw_ids", start).disorder() == "draws out of order"

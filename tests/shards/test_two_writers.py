@@ -18,7 +18,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize(("one", "two", "claims"), WAYS.values(), ids=WAYS)
-@pytest.mark.parametrize("name", ["compact-topk", "compact-sampled"])
+@pytest.mark.parametrize("name", ["compact-topk", "compact-sampled", "compact-tilted"])
 def test_two_writers_make_the_bytes_of_one(
     name: str, one: range, two: range, claims: bool, tmp_path: Path
 ) -> None:

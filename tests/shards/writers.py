@@ -18,7 +18,7 @@ from typing import Any
 
 from distillcache_shards.claims import claimed, remove_leftovers
 from distillcache_shards.shard import shard_file
-from tests.shards.compact_cache import compact_sampled_cache, compact_topk_cache
+from tests.shards.compact_cache import compact_sampled_cache, compact_tilted_cache, compact_topk_cache
 from tests.shards.small_cache import SmallCache, small_cache
 
 __all__ = ["AFTER_RENAME", "MAKERS", "NUM_SHARDS", "STEPS", "Step", "Writers", "finish"]
@@ -30,6 +30,7 @@ MAKERS: dict[str, Callable[[], SmallCache]] = {
     "zstd": lambda: small_cache(codec="zstd", params={"level": 3, "logprobs": "f16"}, **HOW),
     "compact-topk": lambda: compact_topk_cache(**HOW),
     "compact-sampled": lambda: compact_sampled_cache(**HOW),
+    "compact-tilted": lambda: compact_tilted_cache(**HOW),
 }
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from distillcache_shards.codecs.codec import Codec, EncodedBlock, OpenRows, PackedBlock, Tables
 from distillcache_shards.codecs.compact_sampled import CompactSampled
+from distillcache_shards.codecs.compact_tilted import CompactTilted
 from distillcache_shards.codecs.compact_topk import CompactTopk
 from distillcache_shards.codecs.plain import Plain
 from distillcache_shards.codecs.zstd import Zstd
@@ -12,8 +13,8 @@ from distillcache_shards.errors import UnsupportedError, printable
 
 __all__ = ["CODECS", "Codec", "EncodedBlock", "OpenRows", "PackedBlock", "Tables", "codec_of"]
 
-CODECS: dict[str, type[Plain] | type[Zstd] | type[CompactTopk] | type[CompactSampled]] = {
-    each.id: each for each in (Plain, Zstd, CompactTopk, CompactSampled)
+CODECS: dict[str, type[Plain | Zstd | CompactTopk | CompactSampled | CompactTilted]] = {
+    each.id: each for each in (Plain, Zstd, CompactTopk, CompactSampled, CompactTilted)
 }
 
 

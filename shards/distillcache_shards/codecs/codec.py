@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from distillcache_shards.codecs.tilt import TiltedGrid
 from distillcache_shards.rows import Rows
 
 __all__ = ["Codec", "EncodedBlock", "OpenRows", "PackedBlock", "Spans", "Tables", "WholeRows", "decoded"]
@@ -73,6 +74,10 @@ class Codec(Protocol):
         """The kind of its rows, `topk` or `sampled`."""
 
     @property
+    def tilted(self) -> TiltedGrid | None:
+        """What units and draws of its rows weigh, if they are tilted."""
+
+    @property
     def params(self) -> dict[str, Any]:
         """The parameters, as plain JSON data, all of them."""
 
@@ -93,9 +98,9 @@ class Codec(Protocol):
         """Bytes that a row of so many kept ids and draws is expected to take on real text."""
 
 
-def decoded(rows: OpenRows, kind: str) -> Rows:
+def decoded(rows: OpenRows, kind: str, *, tilted: bool = False) -> Rows:
     """All of them. Raises CorruptError, without a place."""
-    out = Rows.room(kind, rows.head_offsets, rows.draw_offsets)
+    out = Rows.room(kind, rows.head_offsets, rows.draw_offsets, tilted=tilted)
     rows.read([(0, len(out))], out)
     return out
 

@@ -20,8 +20,8 @@ from distillcache_shards.codecs.codec import EncodedBlock, PackedBlock, Spans, T
 from distillcache_shards.codecs.fields import entropy_codes, read_entropy
 from distillcache_shards.codecs.grid import Grid
 from distillcache_shards.codecs.numbers import Numbers, pack_numbers
-from distillcache_shards.codecs.orders import Orders, ids_of, train_orders
-from distillcache_shards.codecs.scratch import scratch
+from distillcache_shards.codecs.orders import Orders, train_orders
+from distillcache_shards.codecs.samples import OpenIds, pack_ids, rising_units
 from distillcache_shards.codecs.segments import Segments, cut, steps
 from distillcache_shards.codecs.streams import Streams, pack_streams
 from distillcache_shards.errors import CorruptError
@@ -37,6 +37,7 @@ class CompactSampled:
     """Ids and values of rows of the grid are exact; entropy is rounded to 8 bits."""
 
     id: ClassVar[str] = "compact-sampled"
+    tilted: ClassVar[None] = None
     vocab_size: int
     orders: Orders
     grid: Grid
@@ -78,32 +79,18 @@ class CompactSampled:
         """Of so many units, [units + 1]."""
         return self.grid.logprobs()
 
-    @property
-    def id_bits(self) -> int:
-        """Bits that any id fits in."""
-        return max(1, (self.vocab_size - 1).bit_length())
-
     def encode(self, rows: Rows) -> EncodedBlock:
         """The bytes of a block of rows, which must be of the grid."""
-        assert rows.kind == SAMPLED
+        assert rows.kind == SAMPLED and rows.draw_weights is None
         heads, draws = Segments.of(np.diff(rows.head_offsets)), Segments.of(np.diff(rows.draw_offsets))
         units_H = self.grid.of_logprobs(rows.head_logprobs)
         tail_N = self.grid.units - heads.totals(units_H)
         assert np.array_equal(self.grid.of_mass(rows.tail_mass), tail_N)
         assert np.array_equal(self.grid.num_draws(tail_N), draws.counts_N)
-        order_N = self.orders.cheapest(*ids_of(rows))
-        head_H = self.orders.places_of(rows.head_ids, heads.spread(order_N))
-        draw_D = self.orders.places_of(rows.draw_ids, draws.spread(order_N))
-        draws.sort(draw_D, self.id_bits)
-        # The most likely come first, so from the last to the first units rise, and only steps are written.
-        rising = Segments.of(heads.counts_N[::-1])
         return pack_streams(
             [
                 *pack_numbers(heads.counts_N.astype(np.uint32)),
-                order_N,
-                *pack_numbers(rising.differences(units_H[::-1].astype(np.uint32))),
-                *pack_numbers(head_H),
-                *pack_numbers(draws.differences(draw_D)),
+                *pack_ids(rows, heads, draws, units_H, self.orders),
                 entropy_codes(rows.entropy, self.vocab_size),
             ]
         )
@@ -121,20 +108,14 @@ class CompactSampled:
         draws = Segments.of(self.grid.num_draws(tail_N))
         num_draws = steps(draws.ends(row_bounds))
         place_H, step_D = Numbers.of(streams, num_kept), Numbers.of(streams, num_draws)
-        rows = OpenSampled(
-            self, heads, draws, order_N, units_H, tail_N, place_H, step_D, streams.take(num_rows)
-        )
+        ids = OpenIds(self.orders, heads, draws, order_N, place_H, step_D)
+        rows = OpenSampled(self, ids, units_H, tail_N, streams.take(num_rows))
         streams.end()
         return rows
 
     def _units(self, numbers: Numbers, heads: Segments) -> tuple[NDArray[np.int32], I64]:
         """Units of the head ids, and of the tails. Raises CorruptError for more than there are."""
-        num_kept = int(heads.offsets[-1])
-        rising = Segments(num_kept - heads.offsets[::-1], heads.width)
-        step_H = numbers.spread([(0, num_kept)], scratch(num_kept, np.dtype(np.int32)))
-        units_H = np.empty(num_kept, np.int32)
-        before_N, _ = rising.sums(step_H, units_H)
-        rising.add(units_H, -before_N)
+        units_H, rising = rising_units(numbers, heads)
         if not 1 <= int(units_H.min(initial=1)) <= int(units_H.max(initial=1)) <= self.grid.units:
             raise CorruptError(f"holds a probability outside 1 to {self.grid.units} units")
         tail_N = self.grid.units - rising.totals(units_H)[::-1]
@@ -157,34 +138,25 @@ class OpenSampled:
     """Rows of `compact-sampled`, expanded."""
 
     codec: CompactSampled
-    heads: Segments
-    draws: Segments
-    order_N: NDArray[np.uint8]
+    ids: OpenIds
     units_H: NDArray[np.int32]
     tail_N: I64  # in units
-    place_H: Numbers
-    step_D: Numbers  # from place to place
     entropy_N: NDArray[np.uint8]
 
     @property
     def head_offsets(self) -> I64:
         """Of kept ids, [N + 1]."""
-        return self.heads.offsets
+        return self.ids.heads.offsets
 
     @property
     def draw_offsets(self) -> I64:
         """Of draws, [N + 1]."""
-        return self.draws.offsets
+        return self.ids.draws.offsets
 
     def read(self, spans: Spans, out: Rows) -> None:
         """Writes some rows. Raises CorruptError if they are none."""
-        codec, order_N = self.codec, cut(self.order_N, spans)
-        heads, ids = self.heads.cut(spans)
-        codec.orders.ids_at(self.place_H.spread(ids, out.head_ids), order_N, heads)
-        codec.logprobs.take(cut(self.units_H, ids), out=out.head_logprobs, mode="clip")
-        draws, ids = self.draws.cut(spans)
-        step_D = self.step_D.spread(ids, scratch(len(out.draw_ids), np.dtype(np.int32)))
-        codec.orders.ids_after(step_D, order_N, draws, out.draw_ids)
-        draws.sort(out.draw_ids.view(np.uint32), codec.id_bits)
+        codec = self.codec
+        _, kept = self.ids.read(spans, out)
+        codec.logprobs.take(cut(self.units_H, kept), out=out.head_logprobs, mode="clip")
         np.divide(cut(self.tail_N, spans), codec.grid.units, out=out.tail_mass, casting="same_kind")
         read_entropy(cut(self.entropy_N, spans), codec.vocab_size, out.entropy)

@@ -49,6 +49,7 @@ class CompactTopk:
     """Ids are exact; log-probabilities and tail mass are of the levels in its tables."""
 
     id: ClassVar[str] = "compact-topk"
+    tilted: ClassVar[None] = None
     vocab_size: int
     orders: Orders
     levels: NDArray[np.float32]  # log-probability of each level

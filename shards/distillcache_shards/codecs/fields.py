@@ -38,7 +38,8 @@ class Fields:
 
     @classmethod
     def of(cls, rows: Rows, vocab_size: int, logprobs: str) -> "Fields":
-        """What is stored of rows; log-probabilities are rounded to the nearest."""
+        """What is stored of rows, that are not tilted; log-probabilities are rounded to the nearest."""
+        assert rows.draw_weights is None
         dtype = LOGPROB_DTYPES[logprobs]
         ids = id_dtype(vocab_size)
         return cls(

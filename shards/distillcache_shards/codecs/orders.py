@@ -65,6 +65,11 @@ class Orders:
         return cls(vocab_size, common, fronts)
 
     @property
+    def id_bits(self) -> int:
+        """Bits that any id fits in, and any place."""
+        return max(1, (self.vocab_size - 1).bit_length())
+
+    @property
     def tables(self) -> Tables:
         """What `of` needs."""
         return {"common": self.common, "fronts": self.fronts_CM}

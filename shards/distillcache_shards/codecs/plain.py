@@ -20,6 +20,7 @@ class Plain:
     """Sections by falling size of their elements, so that each is aligned: see FORMAT.md, codec `plain`."""
 
     id: ClassVar[str] = "plain"
+    tilted: ClassVar[None] = None
     kind: str
     vocab_size: int
     logprobs: str = "f16"

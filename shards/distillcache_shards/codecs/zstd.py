@@ -22,6 +22,7 @@ class Zstd:
     """One zstandard frame of byte planes: see FORMAT.md, codec `zstd`."""
 
     id: ClassVar[str] = "zstd"
+    tilted: ClassVar[None] = None
     kind: str
     vocab_size: int
     logprobs: str = "f16"
