@@ -51,7 +51,8 @@ class TeacherRows:
     """What the teacher said at N positions, as flat tensors on one device.
 
     Row n keeps ids `head_ids[head_offsets[n]:head_offsets[n + 1]]`, most likely first, and so its draws.
-    `topk`: no draws. `sampled`: each draw weighs the tail mass over the number of draws of its row.
+    `topk`: no draws. `sampled`: each draw weighs the tail mass over the number of draws of its row, or, of
+    tilted rows, whose most likely id need not stand first, what `draw_weights` says.
     """
 
     kind: str  # "topk" or "sampled"
@@ -62,6 +63,7 @@ class TeacherRows:
     draw_offsets: Tensor  # int64 [N + 1]
     draw_ids: Tensor  # int64 or int32 [D]
     entropy: Tensor  # [N], nats
+    draw_weights: Tensor | None = None  # [D]; None: none has a weight of its own
 
     def __len__(self) -> int:
         return len(self.tail_mass)
@@ -83,14 +85,24 @@ class TeacherRows:
             draws - draws[0],
             self.draw_ids[drawn],
             self.entropy[start:stop],
+            None if self.draw_weights is None else self.draw_weights[drawn],
         )
 
-    def top1(self) -> Tensor:
-        """The teacher's most likely id, int64 [N]; -1 where a row keeps none, and so does not say."""
-        if len(self.head_ids) == 0:
-            return torch.full_like(self.head_offsets[1:], -1)
-        first_N = self.head_offsets[:-1].clamp(max=len(self.head_ids) - 1)
-        return torch.where(self.head_offsets.diff() > 0, self.head_ids[first_N].long(), -1)
+    def weights_of_draws(self, dtype: torch.dtype) -> Tensor:
+        """What every draw weighs, [D]."""
+        if self.draw_weights is not None:
+            return self.draw_weights.to(dtype)
+        draws_N = self.draw_offsets.diff()
+        weight_N = self.tail_mass.to(dtype) / draws_N.clamp(min=1)
+        return torch.repeat_interleave(weight_N, draws_N, output_size=len(self.draw_ids))
+
+    def top1(self, least: float = 0.0) -> Tensor:
+        """The most likely id of each row, int64 [N]; -1 where none of at least this probability is kept."""
+        ids_NK, kept_NK = _padded(self.head_offsets, self.head_ids)
+        logprobs_NK = _padded(self.head_offsets, self.head_logprobs)[0].masked_fill(~kept_NK, LOG_0)
+        best_N1 = logprobs_NK.argmax(1, keepdim=True)  # the first of equal ones
+        is_kept_N1 = logprobs_NK.gather(1, best_N1) >= (math.log(least) if least else LOG_0 / 2)
+        return torch.where(is_kept_N1, ids_NK.gather(1, best_N1), -1)[:, 0]
 
 
 @dataclass(frozen=True)
@@ -102,7 +114,7 @@ class PaddedRows:
     kept_NK: Tensor  # bool; False pads a short row
     logprobs_NK: Tensor  # the teacher's, LOG_0 where padded
     draw_ids_NM: Tensor
-    drawn_NM: Tensor
+    draw_weights_NM: Tensor  # 0 where padded
 
     @classmethod
     def of(cls, rows: TeacherRows, dtype: torch.dtype) -> "PaddedRows":
@@ -110,8 +122,9 @@ class PaddedRows:
         head_ids_NK, kept_NK = _padded(rows.head_offsets, rows.head_ids)
         logprobs_NK = _padded(rows.head_offsets, rows.head_logprobs.to(dtype))[0]
         draw_ids_NM, drawn_NM = _padded(rows.draw_offsets, rows.draw_ids)
+        weights_NM = _padded(rows.draw_offsets, rows.weights_of_draws(dtype))[0] * drawn_NM
         return cls(
-            rows, head_ids_NK, kept_NK, logprobs_NK.masked_fill(~kept_NK, LOG_0), draw_ids_NM, drawn_NM
+            rows, head_ids_NK, kept_NK, logprobs_NK.masked_fill(~kept_NK, LOG_0), draw_ids_NM, weights_NM
         )
 
     @property
@@ -346,6 +359,7 @@ def _sampled_kl(reads: Reads, padded: PaddedRows, temperature: float) -> Tensor:
     """Cross-entropy with the sampled target, less the teacher's entropy, [N]: in expectation KL(p || q).
 
     Its gradient on z / T is q minus the target, whose expectation over draws is p.
+    Of tilted rows q is first multiplied by the row's mass, which is 1 on average too.
     """
     assert reads.head_NK is not None and reads.draws_NM is not None
     rows, dtype = padded.rows, reads.target_N.dtype
@@ -353,8 +367,7 @@ def _sampled_kl(reads: Reads, padded: PaddedRows, temperature: float) -> Tensor:
     surprise_NK = log_sum_N1 - reads.head_NK / temperature
     head_N = (padded.logprobs_NK.exp() * surprise_NK * padded.kept_NK).sum(1)
     surprise_NM = log_sum_N1 - reads.draws_NM / temperature
-    weight_N = rows.tail_mass.to(dtype) / rows.draw_offsets.diff().clamp(min=1)
-    tail_N = weight_N * (surprise_NM * padded.drawn_NM).sum(1)
+    tail_N = (padded.draw_weights_NM * surprise_NM).sum(1)
     return head_N + tail_N - rows.entropy.to(dtype)
 
 

@@ -59,13 +59,14 @@ def row_metrics(
     rows: TeacherRows | None = None,
     *,
     temperature: float = 1.0,
-    tau: float | None = None,
+    tau: float | Tensor | None = None,
 ) -> RowMetrics:
     """Metrics against what a cache kept, from the student's logits in fp32 or wider.
 
     `temperature`: at which `sampled` rows were drawn; KL and acceptance are then those at this temperature.
-    `tau`: the threshold of `sampled` rows, None for rows that were drawn without one: what is drawn often is
-    not surely likely, so they tell no likeliest id and nothing of acceptance.
+    `tau`: the threshold of `sampled` rows, or of tilted ones each id's, [V]; None for rows that were drawn
+    without one: what is drawn often is not surely likely, so they tell no likeliest id and nothing of
+    acceptance.
     """
     top = _top(logits_NV, targets_N)
     if rows is None:
@@ -73,7 +74,8 @@ def row_metrics(
     losses = row_losses(logits_NV, targets_N, rows, temperature=temperature)
     if rows.kind == "sampled" and tau is None:
         return RowMetrics(losses.hard_N, *top, losses.kl_N)
-    teachers_N = rows.top1()
+    # What a tilted row does not keep is below some threshold, but not below every one.
+    teachers_N = rows.top1(float(tau.max()) if isinstance(tau, Tensor) else 0.0)
     agree_N = (logits_NV.argmax(1) == teachers_N).to(torch.int8).masked_fill(teachers_N < 0, -1)
     low_N, high_N = acceptance_bounds(logits_NV, rows, temperature=temperature, tau=tau)
     return RowMetrics(losses.hard_N, *top, losses.kl_N, agree_N, low_N, high_N)
@@ -110,14 +112,19 @@ def _top(logits_NV: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def acceptance_bounds(
-    logits_NV: Tensor, rows: TeacherRows, *, temperature: float = 1.0, tau: float | None = None
+    logits_NV: Tensor,
+    rows: TeacherRows,
+    *,
+    temperature: float = 1.0,
+    tau: float | Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Between what the sum of min(p, q) lies, each [N]: the acceptance of speculative decoding.
 
     That a draft from q is accepted with this probability: Leviathan et al. 2023, theorem 3.5.
     On the kept ids it is known. Outside, both bounds follow from the masses, and at most min(R, 1 - Q) is
     accepted.
-    `sampled` rows say more, by `tau`, below which every p outside the head lies:
+    `sampled` rows say more, by `tau`, below which every p outside the head lies, of tilted rows each below
+    its own:
     min(p, q) is at most min(tau, q), and at least p min(1, q / tau), whose sum the draws estimate without
     bias.
     Their bounds hold on average over rows and, since head values were rounded, the upper one but for a part
@@ -125,28 +132,39 @@ def acceptance_bounds(
     """
     scaled_NV = logits_NV / temperature
     log_sum_N = scaled_NV.logsumexp(1)
+    zero_N = torch.zeros_like(log_sum_N)
 
-    def sums(offsets_N1: Tensor, ids: Tensor, logprobs: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Over the ids of each row: of q, of min(q, tau), and of min(p, q) or min(1, q / tau)."""
-        row_of = torch.repeat_interleave(
-            torch.arange(len(rows), device=ids.device), offsets_N1.diff(), output_size=len(ids)
-        )
-        q = (scaled_NV[row_of, ids.long()] - log_sum_N[row_of]).exp()
-        capped = q if tau is None else q.clamp(max=tau)
-        shared = capped / (tau or 1.0) if logprobs is None else torch.minimum(logprobs.to(q.dtype).exp(), q)
-        zero_N = torch.zeros_like(log_sum_N)
-        return tuple(zero_N.index_add(0, row_of, each) for each in (q, capped, shared))  # type: ignore[return-value]
+    def at(offsets_N1: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the ids of each row: which row it is, and q."""
+        numbers_N = torch.arange(len(rows), device=ids.device)
+        row_of = torch.repeat_interleave(numbers_N, offsets_N1.diff(), output_size=len(ids))
+        return row_of, (scaled_NV[row_of, ids.long()] - log_sum_N[row_of]).exp()
 
-    q_N, capped_N, head_N = sums(rows.head_offsets, rows.head_ids, rows.head_logprobs)
+    row_H, q_H = at(rows.head_offsets, rows.head_ids)
+    head_N = zero_N.index_add(0, row_H, torch.minimum(rows.head_logprobs.to(q_H.dtype).exp(), q_H))
     tail_N = rows.tail_mass.to(logits_NV.dtype)
-    rest_N = 1 - q_N
-    low_N = head_N
     if rows.kind == "sampled" and tau is not None:
-        rest_N = (scaled_NV - log_sum_N[:, None]).exp().clamp(max=tau).sum(1) - capped_N
-        weight_N = tail_N / rows.draw_offsets.diff().clamp(min=1)
-        low_N = head_N + weight_N * sums(rows.draw_offsets, rows.draw_ids, None)[2]
+        tau_V = _over(tau, logits_NV)
+        row_D, q_D = at(rows.draw_offsets, rows.draw_ids)
+        shared_D = (q_D / tau_V[rows.draw_ids.long()]).clamp(max=1)
+        low_N = head_N.index_add(0, row_D, rows.weights_of_draws(q_D.dtype) * shared_D)
+        capped_NV = torch.minimum((scaled_NV - log_sum_N[:, None]).exp_(), tau_V)
+        rest_N = capped_NV.sum(1).index_add(0, row_H, -capped_NV[row_H, rows.head_ids.long()])
+    else:
+        low_N = head_N
+        rest_N = 1 - zero_N.index_add(0, row_H, q_H)
     high_N = head_N + torch.minimum(tail_N, rest_N.clamp(min=0))
     return torch.minimum(low_N, high_N), high_N
+
+
+def _over(tau: float | Tensor, logits_NV: Tensor) -> Tensor:
+    """Thresholds of the student's ids, [V]: 0 of those that the teacher lacks."""
+    if not isinstance(tau, Tensor):
+        return logits_NV.new_full((logits_NV.shape[1],), tau)
+    tau_V = logits_NV.new_zeros(logits_NV.shape[1])
+    width = min(len(tau_V), len(tau))
+    tau_V[:width] = tau[:width]
+    return tau_V
 
 
 def summed(metrics: RowMetrics) -> Tensor:

@@ -31,10 +31,11 @@ from tests.teach.teaching import NUM_IDS, answers, chats, teach_into, write_reco
 
 KINDS: dict[str, dict[str, Any]] = {
     "topk": {"keep": "topk", "k": 64, "max_kl": 1e-5},
-    "sampled": {"keep": "sampled", "k": None, "tau": 1 / 50},
+    "sampled": {"keep": "sampled", "k": None, "tau": 1 / 50, "tilt": 0},
+    "tilted": {"keep": "sampled", "k": None, "tau": 1 / 50},
 }
 # Nats. A sampled row estimates a cross-entropy from some twenty ids, and its entropy is kept in 8 bits.
-NOISE = {"topk": 2e-5, "sampled": 0.05}
+NOISE = {"topk": 2e-5, "sampled": 0.05, "tilted": 0.05}
 SHIFTED = 0.5
 
 

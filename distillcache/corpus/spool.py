@@ -22,6 +22,8 @@ from distillcache_shards.shard import Sequences
 
 __all__ = ["Spool"]
 
+COUNTED_TOKENS = 1 << 20  # at a time
+
 
 class Spool:
     """All sequences of a corpus, in order, readable in any."""
@@ -70,6 +72,14 @@ class Spool:
             self._offsets[start : end + 1] - first,
             self.records[start:end],
         )
+
+    def supervised_counts(self, vocab_size: int) -> NDArray[np.int64]:
+        """How often each id is a target, [V]."""
+        counts_V = np.zeros(vocab_size, np.int64)
+        for start in range(0, self.num_tokens, COUNTED_TOKENS):
+            part = slice(start, start + COUNTED_TOKENS)
+            counts_V += np.bincount(self._tokens[part][self._mask[part]], minlength=vocab_size)
+        return counts_V
 
     def take(self, numbers: NDArray[np.int64]) -> Sequences:
         """The sequences of these numbers, one after another, in memory; at least one."""

@@ -246,10 +246,10 @@ def _own(found: Means, num_bytes: int, stderr: "_Stderr") -> list[Figure]:
 
 def _agreement(found: Means) -> Figure:
     if found.top1_agreement is None:
-        return Figure("top1_agreement", None, "no token", note="no row keeps the teacher's likeliest id")
+        return Figure("top1_agreement", None, "no token", note="no row tells the teacher's likeliest id")
     over = f"{found.num_asked:,} tokens"
     if found.num_asked < found.num_rows:
-        over = f"the {found.num_asked:,} of {found.num_rows:,} tokens whose row keeps an id"
+        over = f"the {found.num_asked:,} of {found.num_rows:,} tokens whose row tells it"
     return Figure("top1_agreement", found.top1_agreement, over)
 
 

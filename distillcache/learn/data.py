@@ -58,14 +58,19 @@ class Batching:
         return min(bounds)
 
 
-def sampled_at(cache: Cache) -> tuple[float, float | None]:
-    """Temperature and threshold of `sampled` rows: 1 of others, and no threshold where none was used."""
+def sampled_at(cache: Cache) -> tuple[float, float | torch.Tensor | None]:
+    """Temperature and threshold of `sampled` rows: 1 of others, and no threshold where none was used.
+
+    Tilted rows have one for each id, [V].
+    """
     about = cache.plan["rows"]
     if cache.row_kind != "sampled":
         return 1.0, None
+    temperature = float(about.get("temperature", 1.0))
+    if cache.thresholds is not None:
+        return temperature, torch.from_numpy(cache.thresholds)
     has_tau = about.get("method") == "threshold" and "units" in about
-    tau = about["draw_units"] / about["units"] if has_tau else None
-    return float(about.get("temperature", 1.0)), tau
+    return temperature, about["draw_units"] / about["units"] if has_tau else None
 
 
 @dataclass(frozen=True)
@@ -140,18 +145,8 @@ def collate(batch: Batch, *, packed: bool = False) -> dict[str, Any]:
     tensors = _packed(batch) if packed else _padded(batch)
     if len(batch.rows):
         assert len(batch.rows) == batch.supervised.sum()
-        tensors["rows"] = {
-            name: torch.from_numpy(np.array(getattr(batch.rows, name)))
-            for name in (
-                "head_offsets",
-                "head_ids",
-                "head_logprobs",
-                "tail_mass",
-                "draw_offsets",
-                "draw_ids",
-                "entropy",
-            )
-        }
+        arrays = {name: array for name, array in vars(batch.rows).items() if isinstance(array, np.ndarray)}
+        tensors["rows"] = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
     return tensors
 
 

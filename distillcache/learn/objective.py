@@ -10,7 +10,7 @@ B sequences, T positions, V vocabulary, N rows, D hidden size.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -39,7 +39,9 @@ class Objective:
     temperature: float  # of the soft loss
     row_kind: str  # the cache's
     row_temperature: float  # at which `sampled` rows were drawn; 1 for `topk`
-    row_tau: float | None  # their threshold; None for rows without one
+    # Their threshold, of tilted rows one for each id, [V]; None for rows without one.
+    # It is the cache's, so the same at every step; and tensors do not compare to one answer.
+    row_tau: float | Tensor | None = field(compare=False)
 
     @property
     def terms(self) -> Terms:

@@ -16,7 +16,9 @@ from distillcache.teach.rows_config import TOPK
 from distillcache.teach.source import OnEvent, RowSource
 from distillcache_shards.codecs.codec import Codec
 from distillcache_shards.codecs.compact_sampled import CompactSampled
+from distillcache_shards.codecs.compact_tilted import CompactTilted
 from distillcache_shards.codecs.compact_topk import CompactTopk
+from distillcache_shards.codecs.tilt import TiltedGrid
 
 __all__ = ["calibrated", "calibration_sequences"]
 
@@ -55,6 +57,10 @@ def calibrated(
     batch_tokens = config.batch_tokens or source.about().get("batch_tokens", 0)
     rows = source.topk_rows(spool.take(numbers), numbers, batch_tokens, heard)
     planned_rows = int(spool.rows.sum())
+    if config.tilt_power:
+        counts_V = spool.supervised_counts(vocab_size)
+        tilted = TiltedGrid.of_counts(grid_of(config), counts_V, config.tilt_power)
+        return CompactTilted.trained(rows, vocab_size, tilted, planned_rows=planned_rows)
     if config.kept != TOPK:
         return CompactSampled.trained(rows, vocab_size, grid_of(config), planned_rows=planned_rows)
     asked = config.asked()

@@ -7,6 +7,8 @@ B sequences of a batch, N rows.
 """
 
 import contextlib
+import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -30,6 +32,7 @@ from distillcache.teach.rows_config import MULTINOMIAL, SAMPLED, TOPK
 from distillcache.teach.sample import Sampler, in_order, sample_batch
 from distillcache.teach.source import Heard
 from distillcache.teach.teacher import Teacher, load_teacher, probe_perplexity
+from distillcache_shards.codecs.tilt import TiltedGrid
 from distillcache_shards.rows import Rows
 from distillcache_shards.shard import Sequences
 
@@ -117,10 +120,19 @@ class LocalTeacher:
         if probe.warning is not None:
             yield probe.warning
 
-    def rows(self, sequences: Sequences, numbers: NDArray[np.int64], batch_tokens: int, heard: Heard) -> Rows:
+    def rows(
+        self,
+        sequences: Sequences,
+        numbers: NDArray[np.int64],
+        batch_tokens: int,
+        heard: Heard,
+        tilted: TiltedGrid | None = None,
+    ) -> Rows:
         """What is kept at every supervised token."""
-        keep = self._topk if self.config.kept == TOPK else self._sample
-        return self._rows(keep, sequences, numbers, batch_tokens, heard)
+        if self.config.kept == TOPK:
+            return self._rows(self._topk, sequences, numbers, batch_tokens, heard)
+        sample = functools.partial(self._sample, dataclasses.replace(self._sampler, tilted=tilted))
+        return self._rows(sample, sequences, numbers, batch_tokens, heard)
 
     def topk_rows(
         self, sequences: Sequences, numbers: NDArray[np.int64], batch_tokens: int, heard: Heard
@@ -165,14 +177,16 @@ class LocalTeacher:
         rows = Rows.top_k(kept.ids_NK, kept.logprobs_NK, kept.tail_mass_N, kept.entropy_N)
         return rows if self._bounds is None else self._bounds.bound(rows)
 
-    def _sample(self, teacher: Teacher, batch: TeacherBatch, numbers_B: NDArray[np.int64]) -> Rows:
+    def _sample(
+        self, sampler: Sampler, teacher: Teacher, batch: TeacherBatch, numbers_B: NDArray[np.int64]
+    ) -> Rows:
         return sample_batch(
             teacher.head,
             batch.ids_BT.to(teacher.device),
             batch.mask_BT.to(teacher.device),
             batch.sequences_N,
             batch.positions_N,
-            self._sampler,
+            sampler,
             numbers_B,
             teacher.valid_V,
             name_sequence=lambda b: f"sequence {numbers_B[b]}",

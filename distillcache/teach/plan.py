@@ -15,14 +15,15 @@ from numpy.typing import NDArray
 from distillcache.corpus.spool import Spool
 from distillcache.errors import ConfigError
 from distillcache.teach.config import TeachConfig
-from distillcache.teach.rows_config import DRAWS, MULTINOMIAL, SAMPLED, TAU, TOPK
+from distillcache.teach.rows_config import DRAWS, MULTINOMIAL, SAMPLED, TOPK
 from distillcache_shards.codecs.grid import MAX_UNITS, Grid
+from distillcache_shards.codecs.tilt import MAX_TILTED_UNITS
 from distillcache_shards.index import IndexData
 from distillcache_shards.plan import Plan
 
 __all__ = ["cut_shards", "grid_of", "make_index", "plan_corpus", "plan_settings"]
 
-MIN_TAU = 4 / MAX_UNITS
+MIN_TAU, MIN_TILTED_TAU = 4 / MAX_UNITS, 4 / MAX_TILTED_UNITS
 
 
 def plan_settings(config: TeachConfig, existing: Plan | None) -> dict[str, Any]:
@@ -51,12 +52,17 @@ def plan_settings(config: TeachConfig, existing: Plan | None) -> dict[str, Any]:
 
 def grid_of(config: TeachConfig) -> Grid:
     """The grid of `sampled` rows. Raises ConfigError if there is none so fine."""
+    if config.kept == MULTINOMIAL:
+        return Grid(DRAWS if config.draws is None else config.draws, 1)
+    if config.tilt_power and config.threshold < MIN_TILTED_TAU:
+        raise ConfigError(
+            f"--tau: must be at least 1/{1 / MIN_TILTED_TAU:.0f} with a tilt, found {config.threshold:g}; "
+            "give a larger one, or --tilt 0"
+        )
     try:
-        if config.kept == MULTINOMIAL:
-            return Grid(DRAWS if config.draws is None else config.draws, 1)
-        return Grid.of(TAU if config.tau is None else config.tau)
+        return Grid.of(config.threshold)
     except ValueError:
-        raise ConfigError(f"--tau: must be at least {MIN_TAU:.1e}, found {config.tau:g}") from None
+        raise ConfigError(f"--tau: must be at least {MIN_TAU:.1e}, found {config.threshold:g}") from None
 
 
 def _rows_section(config: TeachConfig) -> dict[str, Any]:
@@ -65,11 +71,13 @@ def _rows_section(config: TeachConfig) -> dict[str, Any]:
         given = {name: value for name, value in bounds.items() if value is not None}
         return {"kind": TOPK, "k": config.row_k, "temperature": 1.0, **given}
     grid = grid_of(config)
+    tilt = {"tilt": config.tilt_power} if config.tilt_power else {}
     return {
         "kind": SAMPLED,
         "method": "multinomial" if config.kept == MULTINOMIAL else "threshold",
         "units": grid.units,
         "draw_units": grid.draw_units,
+        **tilt,
         "seed": config.seed or 0,
         "temperature": 1.0 if config.row_temperature is None else config.row_temperature,
     }

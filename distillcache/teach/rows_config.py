@@ -11,19 +11,21 @@ from distillcache.errors import ConfigError
 from distillcache.teach.api.config import ApiConfig
 from distillcache_shards.limits import MAX_VOCABULARY
 
-__all__ = ["KEEPS", "MULTINOMIAL", "SAMPLED", "TOPK", "RowsConfig"]
+__all__ = ["KEEPS", "MULTINOMIAL", "SAMPLED", "TILT", "TILTED_TAU", "TOPK", "RowsConfig"]
 
 SAMPLED, TOPK, MULTINOMIAL = KEEPS = ("sampled", "topk", "multinomial")
 COMPACT, ZSTD, PLAIN = CODECS = ("compact", "zstd", "plain")
 # What each kind of row and each codec reads; the others refuse it.
 OF_KEEP = {
     TOPK: ("k", "top_p", "min_p", "min_k"),
-    SAMPLED: ("tau", "seed", "row_temperature"),
+    SAMPLED: ("tau", "tilt", "seed", "row_temperature"),
     MULTINOMIAL: ("draws", "seed", "row_temperature"),
 }
 OF_COMPACT_TOPK = ("max_kl", "bytes_per_token")
 # Where none is given.
-K, TAU, DRAWS, LEVEL, MAX_KL_NATS = 64, 1 / 50, 50, 9, 1e-4
+K, DRAWS, LEVEL, MAX_KL_NATS = 64, 50, 9, 1e-4
+# With a tilt, and without: about 25 bytes a row either way.
+TILT, TILTED_TAU, TAU = 3 / 16, 1 / 32, 1 / 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +51,16 @@ class RowsConfig(ApiConfig):
     tau: float | None = setting(
         None,
         help="Of sampled: ids from this probability on are kept, one draw stands for at most as much of the "
-        "others; a number or a fraction, 1/50 unless given.",
+        "others (of rare ones less, of frequent ones more, by --tilt); a number or a fraction, 1/32 unless "
+        "given, 1/50 without a tilt.",
         above=0,
+        maximum=1,
+    )
+    tilt: float | None = setting(
+        None,
+        help="Of sampled and compact: how much more often rare ids are drawn, and then weigh less: by their "
+        "frequency to minus this power; 3/16 unless given, 0 for none.",
+        minimum=0,
         maximum=1,
     )
     draws: int | None = setting(
@@ -99,6 +109,10 @@ class RowsConfig(ApiConfig):
             raise ConfigError(f"--min-k: must be at most --k ({self.most_ids}), found {self.min_k}")
         if self.codec != ZSTD:
             refuse_given(self, ("level",), f"with --codec {self.codec}")
+        if self.codec != COMPACT and self.tilt:
+            raise ConfigError(
+                f"--tilt: {self.tilt:g} needs --codec compact, found --codec {self.codec}; leave one out"
+            )
         if self.codec != COMPACT or self.kept != TOPK:
             refuse_given(self, OF_COMPACT_TOPK, f"with --keep {self.kept} --codec {self.codec}")
         if self.max_kl is not None and self.bytes_per_token is not None:
@@ -123,11 +137,27 @@ class RowsConfig(ApiConfig):
         return K if self.k is None else self.k
 
     @property
+    def tilt_power(self) -> float:
+        """`tilt`, or what it is unless given; 0 for none."""
+        if self.kept != SAMPLED or self.codec != COMPACT:
+            return 0.0
+        return TILT if self.tilt is None else self.tilt
+
+    @property
+    def threshold(self) -> float:
+        """`tau`, or what it is unless given."""
+        if self.tau is not None:
+            return self.tau
+        return TILTED_TAU if self.tilt_power else TAU
+
+    @property
     def codec_id(self) -> str:
         """The codec's id in the format: a kind of row has a compact codec of its own."""
         if self.codec != COMPACT:
             return self.codec
-        return "compact-topk" if self.kept == TOPK else "compact-sampled"
+        if self.kept == TOPK:
+            return "compact-topk"
+        return "compact-tilted" if self.tilt_power else "compact-sampled"
 
     @property
     def is_calibrated(self) -> bool:

@@ -206,7 +206,8 @@ class _Work:
                         continue
                     sequences = self.spool.read(self.bounds[shard], self.bounds[shard + 1])
                     numbers = np.arange(self.bounds[shard], self.bounds[shard + 1])
-                    rows = source.rows(sequences, numbers, self.batch_tokens, self._listener(tokens(shard)))
+                    heard = self._listener(tokens(shard))
+                    rows = source.rows(sequences, numbers, self.batch_tokens, heard, self.codec.tilted)
                     if writing is not None:
                         self._written(writing.result())
                     writing = writer.submit(self._write, shard, sequences, rows, claim.pop_all())

@@ -22,6 +22,7 @@ from distillcache.errors import TeacherError
 from distillcache.head import OutputHead
 from distillcache.teach.keep import BLOCK_BYTES, NEVER, chunk_rows
 from distillcache_shards.codecs.grid import Grid
+from distillcache_shards.codecs.tilt import TiltedGrid
 from distillcache_shards.rows import SAMPLED, Rows
 
 __all__ = ["Sampler", "in_order", "sample", "sample_batch", "uniforms"]
@@ -39,6 +40,9 @@ class Sampler:
     row, so that each is right on average and their sum is 1. The R that is left draws ceil(R / tau) ids, by
     systematic sampling in proportion to p (Madow 1949): none twice that is rarer than a draw.
 
+    `tilted`: ids are taken and drawn by p times a factor of their own (see `Tilt`). What an id weighs is
+    right on average, a row's mass as well, and a draw is one whole `grid.tau` after the tilt.
+
     `multinomial`: draws with replacement instead, one a unit, from the whole distribution (RS-KD, Anshumann
     et al. 2025, its proposal of temperature 1); an id drawn once is a draw, one drawn more often stands in
     the head. The grid's draws are then of one unit.
@@ -48,10 +52,12 @@ class Sampler:
     seed: int = 0
     temperature: float = 1.0  # rows hold for it
     multinomial: bool = False
+    tilted: TiltedGrid | None = None
 
     def __post_init__(self) -> None:
         assert self.temperature > 0
-        assert not self.multinomial or self.grid.draw_units == 1
+        assert not self.multinomial or (self.grid.draw_units == 1 and self.tilted is None)
+        assert self.tilted is None or self.tilted.grid == self.grid
 
     @property
     def num_uniforms(self) -> int:
@@ -101,18 +107,26 @@ def sample(
     block_rows = (
         max(1, BLOCK_BYTES // (4 * num_ids)) if logits_NV.device.type == "cpu" else max(1, len(logits_NV))
     )
+    factors_V = None
+    if sampler.tilted is not None:
+        factors_V = torch.from_numpy(sampler.tilted.tilt.factors_V[:num_ids]).to(logits_NV)
     parts = [Rows.empty(SAMPLED)]
     for start in range(0, len(logits_NV), block_rows):
         block = slice(start, start + block_rows)
-        tails = _Tails(logits_NV[block], sampler.temperature)
+        tails = _Tails(logits_NV[block], sampler.temperature, factors_V)
         bad_N = ~torch.isfinite(tails.entropy_N)
         if bad_N.any():
             raise TeacherError(
                 f"{where(start + int(bad_N.nonzero()[0]))}: the teacher's logits are not finite; found nan "
                 "or inf; try --dtype bf16 or fp32, or check the teacher's weights"
             )
-        choose = _multinomial if sampler.multinomial else _threshold
-        parts.append(choose(tails, sampler.grid, torch.from_numpy(chances[block]).to(logits_NV.device)))
+        chances_n = torch.from_numpy(chances[block]).to(logits_NV.device)
+        if sampler.multinomial:
+            parts.append(_multinomial(tails, sampler.grid, chances_n))
+        elif sampler.tilted is not None:
+            parts.append(_tilted(tails, sampler.tilted, chances_n))
+        else:
+            parts.append(_threshold(tails, sampler.grid, chances_n))
     return Rows.concatenate(parts)
 
 
@@ -155,9 +169,12 @@ def sample_batch(
 
 
 class _Tails:
-    """Distributions of N rows, and what is left of them as ids are taken out; groups lie in the last axis."""
+    """Distributions of N rows, and what is left of them as ids are taken out; groups lie in the last axis.
 
-    def __init__(self, logits_NV: Tensor, temperature: float) -> None:
+    With factors [V] what is taken out and left is each id's probability times its factor.
+    """
+
+    def __init__(self, logits_NV: Tensor, temperature: float, factors_V: Tensor | None) -> None:
         num_rows, num_ids = logits_NV.shape
         self.num_groups = -(-num_ids // GROUP_IDS)
         below_max_NV = logits_NV.new_empty((num_rows, self.num_groups * GROUP_IDS))
@@ -172,6 +189,9 @@ class _Tails:
         # 0 times -inf is no number, so this tells of every logit that is not finite.
         weighted_N = below_max_NV.mul_(self.exp_NV).sum(1).double()
         self.entropy_N = (self.total_N.log() - weighted_N / self.total_N).clamp_min(0.0)
+        if factors_V is not None:
+            self.exp_NV[:, :num_ids] *= factors_V
+            self.sums_NG = self.grouped.sum(1).view(num_rows, self.num_groups).double()
 
     def take_out(self, share: float) -> tuple[Tensor, Tensor, Tensor]:
         """Ids of at least this probability: rows (rising), ids (rising inside a row), and exp; gone then."""
@@ -205,23 +225,46 @@ class _Tails:
 
 def _threshold(tails: _Tails, grid: Grid, chances_N2: Tensor) -> Rows:
     """Threshold sampling; the first chance rounds, the second draws."""
-    num_rows = len(chances_N2)
     row_H, id_H, exp_H = tails.take_out(grid.tau)
-    kept_N = torch.bincount(row_H, minlength=num_rows)
-    # A matrix, so that a row's sums do not feel its neighbours.
-    nth_H = torch.arange(len(row_H), device=row_H.device) - (kept_N.cumsum(0) - kept_N)[row_H]
-    exp_NH = exp_H.new_zeros(num_rows, 1 + int(kept_N.max()))
-    exp_NH[row_H, 1 + nth_H] = exp_H
-    sum_NH = exp_NH.cumsum(1)
+    nth_H, sum_NH = _sums(row_H, exp_H, len(chances_N2))
     whole_N1 = sum_NH[:, -1:] + tails.sums_NG.sum(1, keepdim=True)
     rounded_NH = (sum_NH / whole_N1 * grid.units + chances_N2[:, :1]).floor().long()
     units_H = rounded_NH.diff(dim=1)[row_H, nth_H]
     tail_units_N = (grid.units - rounded_NH[:, -1]).cpu().numpy()
     draws_N = torch.from_numpy(grid.num_draws(tail_units_N)).to(row_H.device)
-    row_D = torch.repeat_interleave(draws_N)
-    nth_D = torch.arange(len(row_D), device=row_D.device) - (draws_N.cumsum(0) - draws_N)[row_D]
+    row_D, nth_D = _counted(draws_N)
     id_D = tails.ids_at(row_D, (nth_D + chances_N2[row_D, 1]) / draws_N[row_D])
     return _rows(grid, tails, (row_H, id_H, units_H), (row_D, id_D))
+
+
+def _tilted(tails: _Tails, tilted: TiltedGrid, chances_N2: Tensor) -> Rows:
+    """The same after the tilt: an id is drawn for every point, of those one tau apart, in its stretch."""
+    grid = tilted.grid
+    row_H, id_H, exp_H = tails.take_out(grid.tau)
+    nth_H, sum_NH = _sums(row_H, exp_H, len(chances_N2))
+    rounded_NH = (sum_NH / tails.total_N[:, None] * grid.units + chances_N2[:, :1]).floor().long()
+    units_H = rounded_NH.diff(dim=1)[row_H, nth_H]
+    tail_taus_N = tails.sums_NG.sum(1) / tails.total_N / grid.tau
+    draws_N = (tail_taus_N - chances_N2[:, 1]).ceil().clamp_min(0).long()
+    row_D, nth_D = _counted(draws_N)
+    id_D = tails.ids_at(row_D, (nth_D + chances_N2[row_D, 1]) / tail_taus_N[row_D])
+    return _rows(grid, tails, (row_H, id_H, units_H), (row_D, id_D), tilted)
+
+
+def _sums(row_H: Tensor, exp_H: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
+    """Which of its row each is, [H], and running sums in each row from 0 on."""
+    kept_N = torch.bincount(row_H, minlength=num_rows)
+    # A matrix, so that a row's sums do not feel its neighbours.
+    nth_H = torch.arange(len(row_H), device=row_H.device) - (kept_N.cumsum(0) - kept_N)[row_H]
+    exp_NH = exp_H.new_zeros(num_rows, 1 + int(kept_N.max()))
+    exp_NH[row_H, 1 + nth_H] = exp_H
+    return nth_H, exp_NH.cumsum(1)
+
+
+def _counted(draws_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Of so many draws of each row: the row of each, and which of its row it is, [D]."""
+    row_D = torch.repeat_interleave(draws_N)
+    return row_D, torch.arange(len(row_D), device=row_D.device) - (draws_N.cumsum(0) - draws_N)[row_D]
 
 
 def _multinomial(tails: _Tails, grid: Grid, chances_NU: Tensor) -> Rows:
@@ -236,24 +279,37 @@ def _multinomial(tails: _Tails, grid: Grid, chances_NU: Tensor) -> Rows:
 
 
 def _rows(
-    grid: Grid, tails: _Tails, kept: tuple[Tensor, Tensor, Tensor], draws: tuple[Tensor, Tensor]
+    grid: Grid,
+    tails: _Tails,
+    kept: tuple[Tensor, Tensor, Tensor],
+    draws: tuple[Tensor, Tensor],
+    tilted: TiltedGrid | None = None,
 ) -> Rows:
-    """Rows from their ids, rows rising; what the head leaves of all units is the tail's."""
+    """Rows from their ids, rows rising; what the head leaves is the tail's."""
     row_H, id_H, units_H = (each.cpu().numpy() for each in kept)
     row_D, id_D = (each.cpu().numpy() for each in draws)
     entropy_N = tails.entropy_N.cpu().numpy()
-    order = np.lexsort((id_H, -units_H, row_H))  # most likely first, equal ones by rising id
+    order = np.lexsort((id_H, -units_H, row_H))  # most units first, equal ones by rising id
+    id_H, units_H = id_H[order], units_H[order]
     offsets = np.arange(len(entropy_N) + 1)
-    tail_units_N = grid.units - np.bincount(row_H, units_H, len(entropy_N))
+    head_offsets = np.searchsorted(row_H, offsets).astype(np.int64)
+    if tilted is None:
+        logprobs_H = grid.logprobs()[units_H]
+        tail_units_N = grid.units - np.bincount(row_H, units_H, len(entropy_N))
+        tail_mass_N = (tail_units_N / grid.units).astype(np.float32)
+    else:
+        logprobs_H = tilted.logprobs(units_H, id_H)
+        tail_mass_N = tilted.tail_mass(units_H, id_H, np.diff(head_offsets))
     return Rows(
         SAMPLED,
-        np.searchsorted(row_H, offsets).astype(np.int64),
-        id_H[order].astype(np.int32),
-        grid.logprobs()[units_H[order]],
-        (tail_units_N / grid.units).astype(np.float32),
+        head_offsets,
+        id_H.astype(np.int32),
+        logprobs_H,
+        tail_mass_N,
         np.searchsorted(row_D, offsets).astype(np.int64),
         id_D.astype(np.int32),
         entropy_N.astype(np.float32),
+        None if tilted is None else tilted.weights_V[id_D],
     )
 
 
@@ -270,6 +326,7 @@ def in_order(rows: Rows, order_N: NDArray[np.int64]) -> Rows:
         draw_offsets,
         rows.draw_ids[draw_D],
         rows.entropy[order_N],
+        None if rows.draw_weights is None else rows.draw_weights[draw_D],
     )
 
 

@@ -13,6 +13,7 @@ from distillcache.corpus.report import CorpusReport
 from distillcache.corpus.spool import Spool
 from distillcache.corpus.tokenise import Tokenised
 from distillcache.teach.events import Event
+from distillcache_shards.codecs.tilt import TiltedGrid
 from distillcache_shards.rows import Rows
 from distillcache_shards.shard import Sequences
 
@@ -47,8 +48,15 @@ class RowSource(Protocol):
     def probe(self, spool: Spool) -> Iterator[str]:
         """What is odd about it, before it runs for hours; warnings of a line each."""
 
-    def rows(self, sequences: Sequences, numbers: NDArray[np.int64], batch_tokens: int, heard: Heard) -> Rows:
-        """The rows of sequences, whose numbers in the plan are `numbers`."""
+    def rows(
+        self,
+        sequences: Sequences,
+        numbers: NDArray[np.int64],
+        batch_tokens: int,
+        heard: Heard,
+        tilted: TiltedGrid | None = None,
+    ) -> Rows:
+        """The rows of sequences, whose numbers in the plan are `numbers`; drawn with this tilt, if any."""
 
     def topk_rows(
         self, sequences: Sequences, numbers: NDArray[np.int64], batch_tokens: int, heard: Heard

@@ -8,12 +8,17 @@ from torch import Tensor
 from distillcache.chunked_loss import Terms, chunked_sums
 from distillcache.linear_head import LinearHead
 from distillcache.losses import LOSSES, TeacherRows
-from tests.distillcache.made_rows import dense_total, in_dtype, random_logprobs, sampled, topk
+from tests.distillcache.made_rows import dense_total, in_dtype, random_logprobs, sampled, tilted, topk
 
 N, V, D = 23, 90, 16
 TEMPERATURES = (0.5, 1.0, 2.5, 4.0)
 # What is learned from, and with which losses.
-KINDS = [("none", None), *(("topk", loss) for loss in LOSSES), ("sampled", "forward-kl")]
+KINDS = [
+    ("none", None),
+    *(("topk", loss) for loss in LOSSES),
+    ("sampled", "forward-kl"),
+    ("tilted", "forward-kl"),
+]
 WHOLE = [("whole", loss) for loss in LOSSES if loss != "renormalised"]
 HEADS = {
     "plain": {},
@@ -45,7 +50,8 @@ def rows_of(kind: str, num_rows: int = N, vocab_size: int = V) -> TeacherRows | 
     logprobs_NV = random_logprobs(num_rows, vocab_size)
     if kind == "topk":
         return topk(logprobs_NV, [4, 1, 0, 12, vocab_size - 1, 2, vocab_size])
-    return sampled(logprobs_NV) if kind == "sampled" else None
+    makers = {"sampled": sampled, "tilted": tilted}
+    return makers[kind](logprobs_NV) if kind in makers else None
 
 
 def as_leaves(

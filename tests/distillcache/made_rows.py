@@ -9,7 +9,7 @@ from distillcache.chunked_loss import Terms
 from distillcache.linear_head import LinearHead
 from distillcache.losses import TeacherRows, full_losses, row_losses
 
-__all__ = ["dense_total", "in_dtype", "random_logprobs", "sampled", "topk"]
+__all__ = ["dense_total", "factors", "in_dtype", "random_logprobs", "sampled", "tilted", "topk"]
 
 
 def random_logprobs(num_rows: int, vocab_size: int, *, scale: float = 3.0, seed: int = 1) -> Tensor:
@@ -56,10 +56,43 @@ def sampled(logprobs_NV: Tensor, tau: float = 1 / 12) -> TeacherRows:
     )
 
 
+def factors(vocab_size: int) -> Tensor:
+    """Of a tilt, from a quarter to 4, neighbours far apart, [V]."""
+    return 2 ** (4 * (torch.arange(vocab_size, dtype=torch.float64) * 0.618 % 1) - 2)
+
+
+def tilted(logprobs_NV: Tensor, tau: float = 1 / 12, *, seed: int = 2) -> TeacherRows:
+    """Threshold sampling of p times `factors`: a draw weighs tau over the factor; a row's mass is not 1."""
+    generator = torch.Generator().manual_seed(seed)
+    factors_V = factors(logprobs_NV.shape[1])
+    tilted_NV = logprobs_NV.exp() * factors_V
+    heads, draws = [], []
+    for tilted_V in tilted_NV:
+        by_weight = tilted_V.argsort(descending=True, stable=True)
+        heads.append(by_weight[tilted_V[by_weight] >= tau])
+        ends_V = torch.where(tilted_V < tau, tilted_V, 0.0).cumsum(0)
+        points = tau * (torch.arange(len(ends_V)) + torch.rand(1, generator=generator, dtype=torch.float64))
+        draws.append(torch.searchsorted(ends_V, points[points < ends_V[-1]], right=True))
+    kept = [each[ids] for each, ids in zip(logprobs_NV, heads, strict=True)]
+    draw_ids = torch.cat(draws)
+    return TeacherRows(
+        "sampled",
+        torch.tensor([0, *map(len, heads)]).cumsum(0),
+        torch.cat(heads).int(),
+        torch.cat(kept),
+        torch.stack([1 - each.exp().sum() for each in kept]),
+        torch.tensor([0, *map(len, draws)]).cumsum(0),
+        draw_ids.int(),
+        -(logprobs_NV.exp() * logprobs_NV).sum(1),
+        tau / factors_V[draw_ids],
+    )
+
+
 def in_dtype(rows: TeacherRows, dtype: torch.dtype) -> TeacherRows:
     """The same rows, their values rounded."""
-    names = ("head_logprobs", "tail_mass", "entropy")
-    return dataclasses.replace(rows, **{name: getattr(rows, name).to(dtype) for name in names})
+    values = {name: value for name, value in vars(rows).items() if isinstance(value, Tensor)}
+    floats = {name: value for name, value in values.items() if value.is_floating_point()}
+    return dataclasses.replace(rows, **{name: value.to(dtype) for name, value in floats.items()})
 
 
 def dense_total(

@@ -24,7 +24,7 @@ from tests.distillcache.chunks import (
     rows_of,
     targets_of,
 )
-from tests.distillcache.made_rows import in_dtype, random_logprobs, sampled, topk
+from tests.distillcache.made_rows import in_dtype, random_logprobs, sampled, tilted, topk
 
 pytestmark = pytest.mark.usefixtures("small_chunks")
 
@@ -117,7 +117,11 @@ def test_probability_one_is_a_number_like_another(
     teacher_NV[:, 3] = peak
     student_NV[0, 3] = student_NV[1, 50] = student_NV[2, 7] = peak
     logprobs_NV = teacher_NV.log_softmax(1)
-    rows = {"topk": topk(logprobs_NV, [1, 2]), "sampled": sampled(logprobs_NV)}.get(kind)
+    rows = {
+        "topk": topk(logprobs_NV, [1, 2]),
+        "sampled": sampled(logprobs_NV),
+        "tilted": tilted(logprobs_NV),
+    }.get(kind)
     whole = teacher_NV if kind == "whole" else None
     found, wanted = both(identity(), student_NV, Terms(0.5, loss, temperature), rows, whole)
     close(found, wanted)
@@ -154,14 +158,15 @@ def test_any_logits_give_numbers_and_no_divergence_below_0(
     logprobs_NV = random_logprobs(5, V, scale=scale, seed=seed + 1)
     rows = None
     if kind != "whole":
-        rows = topk(logprobs_NV, [1, 6, V - 1, 0]) if kind == "topk" else sampled(logprobs_NV)
+        made = {"sampled": sampled, "tilted": tilted}
+        rows = topk(logprobs_NV, [1, 6, V - 1, 0]) if kind == "topk" else made[kind](logprobs_NV)
         rows = in_dtype(in_dtype(rows, torch.float16), torch.float64)
     whole = logprobs_NV if kind == "whole" else None
     logits_NV = random_logprobs(5, V, scale=scale, seed=seed)
     found, wanted = both(identity(), logits_NV, Terms(alpha, loss, temperature), rows, whole)
     # Logarithms of about `scale` over T, known to 1e-7 of that, are factors of the gradient, times T squared.
     close(found, wanted, smallest=max(1e-2, temperature, 0.1 * scale * temperature))
-    if kind != "sampled":  # an estimate
+    if kind not in ("sampled", "tilted"):  # estimates
         assert found[2] > -1e-5 and found[3] > -1e-5
 
 
@@ -180,10 +185,11 @@ def test_the_hard_gradient_is_q_less_the_target_by_hand() -> None:
     assert sums[2] == sums[3] == 0
 
 
-def test_the_sampled_gradient_is_q_less_the_rows_by_hand() -> None:
-    """T times q at T, less head values and draws of weight R / m."""
+@pytest.mark.parametrize("kind", ["sampled", "tilted"])
+def test_the_sampled_gradient_is_q_less_the_rows_by_hand(kind: str) -> None:
+    """T times q at T, less head values and draws of weight R / m; of tilted rows q times the row's mass."""
     temperature = 2.0
-    rows, logits_NV = rows_of("sampled"), 4 * random_logprobs(N, V, scale=1.0, seed=3).float()
+    rows, logits_NV = rows_of(kind), 4 * random_logprobs(N, V, scale=1.0, seed=3).float()
     assert rows is not None
     logits_NV.requires_grad_()
     head = LinearHead(torch.eye(V))
@@ -195,13 +201,20 @@ def test_the_sampled_gradient_is_q_less_the_rows_by_hand() -> None:
         rows=in_dtype(rows, torch.float32),
     )
     loss.backward()
-    g_NV = (logits_NV.detach().double() / temperature).softmax(1)
+    said_NV = torch.zeros(N, V, dtype=torch.float64)
     for n in range(N):
         kept = slice(int(rows.head_offsets[n]), int(rows.head_offsets[n + 1]))
         drawn = slice(int(rows.draw_offsets[n]), int(rows.draw_offsets[n + 1]))
-        g_NV[n, rows.head_ids[kept].long()] -= rows.head_logprobs[kept].exp()
-        for each in rows.draw_ids[drawn].tolist():
-            g_NV[n, each] -= rows.tail_mass[n] / (drawn.stop - drawn.start)
+        said_NV[n, rows.head_ids[kept].long()] += rows.head_logprobs[kept].exp()
+        for d in range(drawn.start, drawn.stop):
+            weight = rows.tail_mass[n] / (drawn.stop - drawn.start)
+            if kind == "tilted":
+                assert rows.draw_weights is not None
+                weight = rows.draw_weights[d]
+            said_NV[n, rows.draw_ids[d]] += weight
+    mass_N1 = said_NV.sum(1, keepdim=True)
+    assert (float((mass_N1 - 1).abs().max()) > 0.01) == (kind == "tilted")
+    g_NV = mass_N1 * (logits_NV.detach().double() / temperature).softmax(1) - said_NV
     torch.testing.assert_close(logits_NV.grad, (temperature * g_NV).float(), rtol=1e-5, atol=1e-6)
 
 

@@ -24,7 +24,7 @@ from tests.distillcache.chunks import (
     rows_of,
     targets_of,
 )
-from tests.distillcache.made_rows import dense_total, in_dtype, random_logprobs, sampled, topk
+from tests.distillcache.made_rows import dense_total, in_dtype, random_logprobs, sampled, tilted, topk
 
 pytestmark = pytest.mark.usefixtures("small_chunks")
 
@@ -69,7 +69,8 @@ def test_one_pass_of_three_products_a_chunk_and_nothing_that_grows(
     head, _, _ = as_leaves(head_of("plain", vocab_size=vocab_size), hidden_of(1), torch.float32)
     for num_rows in (40, 80):
         logprobs_NV = random_logprobs(num_rows, vocab_size)
-        rows = {"topk": topk(logprobs_NV, [5]), "sampled": sampled(logprobs_NV)}.get(kind)
+        made = {"topk": lambda p_NV: topk(p_NV, [5]), "sampled": sampled, "tilted": tilted}
+        rows = made[kind](logprobs_NV) if kind in made else None
         teacher = (lambda start, stop: logprobs_NV[start:stop].float()) if kind == "whole" else None  # noqa: B023
         hidden_ND = hidden_of(num_rows).float().requires_grad_()
         watch = _Watch()

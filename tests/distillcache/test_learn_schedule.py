@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
 
 from distillcache.learn.events import Event, Step
 from distillcache.learn.objective import Objective
@@ -26,6 +27,17 @@ def test_a_schedule_goes_straight_from_its_first_step_to_its_last() -> None:
     still = Schedule(START, alpha_end=None, temperature_end=4.0, num_steps=5)
     assert {still.at(step) for step in range(5)} == {START} and not still.moves
     assert Schedule(START, alpha_end=0.1, temperature_end=None, num_steps=1).at(0) == START
+
+
+def test_thresholds_of_tilted_rows_neither_move_nor_stand_in_the_way() -> None:
+    """They are a tensor, which is not one answer when it is compared."""
+    tilted = dataclasses.replace(START, row_kind="sampled", row_tau=torch.tensor([0.1, 0.2]))
+    for alpha_end in (None, 0.1):
+        schedule = Schedule(tilted, alpha_end, temperature_end=None, num_steps=5)
+        assert schedule.moves == (alpha_end is not None)
+        assert schedule.at(4).row_tau is schedule.on_rows.row_tau is tilted.row_tau
+    other = dataclasses.replace(tilted, row_tau=torch.tensor([0.3, 0.4]))
+    assert other == tilted and hash(other) == hash(tilted)
 
 
 def test_held_out_loss_means_the_same_all_run_long() -> None:

@@ -5,7 +5,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from distillcache.errors import TeacherError
 from distillcache.head import OutputHead
@@ -13,57 +12,11 @@ from distillcache.teach import sample as sampling
 from distillcache.teach.sample import Sampler, in_order, sample, sample_batch, uniforms
 from distillcache_shards.codecs.grid import Grid
 from distillcache_shards.rows import SAMPLED, Rows
+from tests.distillcache.sampling import estimate, everything, logits_of, sampled_at, softmax, worst_error
 from tests.distillcache.tiny_models import TINY, VOCAB_SIZE
 
 GRID = Grid.of(1 / 25)
 ROWS = 1024
-
-
-def _logits(num_rows: int, vocab_size: int, seed: int = 0, scale: float = 2.5) -> Tensor:
-    return torch.randn(num_rows, vocab_size, generator=torch.Generator().manual_seed(seed)) * scale
-
-
-def _everything(vocab_size: int) -> Tensor:
-    return torch.ones(vocab_size, dtype=torch.bool)
-
-
-def _sample(logits_NV: Tensor, sampler: Sampler, valid_V: Tensor | None = None, sequence: int = 3) -> Rows:
-    """Rows of logits that stand at positions 0, 1, ... of one sequence."""
-    valid_V = _everything(logits_NV.shape[1]) if valid_V is None else valid_V
-    num_rows = len(logits_NV)
-    rows = sample(logits_NV, valid_V, sampler, np.full(num_rows, sequence), np.arange(num_rows))
-    assert rows.fault(len(valid_V)) is None
-    return rows
-
-
-def _softmax(logits_NV: Tensor, temperature: float = 1.0) -> np.ndarray:
-    return torch.softmax(logits_NV.double() / temperature, 1).numpy()
-
-
-def _estimate(rows: Rows, vocab_size: int, *, head_only: bool = False) -> np.ndarray:
-    """The distribution that each row stands for, [N, V]."""
-    found_NV = np.zeros((len(rows), vocab_size))
-    head_N = np.repeat(np.arange(len(rows)), np.diff(rows.head_offsets))
-    found_NV[head_N, rows.head_ids] += np.exp(rows.head_logprobs.astype(np.float64))
-    if not head_only:
-        draws_N = np.diff(rows.draw_offsets)
-        draw_N = np.repeat(np.arange(len(rows)), draws_N)
-        np.add.at(found_NV, (draw_N, rows.draw_ids), (rows.tail_mass / np.maximum(draws_N, 1))[draw_N])
-    return found_NV
-
-
-def _worst_error(estimate_NV: np.ndarray, p_V: np.ndarray, ids: np.ndarray | None = None) -> float:
-    """Largest error of the mean of rows of one distribution, in standard errors, over bins of probability."""
-    bin_V = np.maximum(np.floor(np.log2(p_V)), -11)  # rarer ones together: a few draws have no bell curve
-    worst = 0.0
-    for each in np.unique(bin_V):
-        chosen_V = (bin_V == each) if ids is None else (bin_V == each) & ids
-        if chosen_V.any():
-            found_N = estimate_NV[:, chosen_V].sum(1)
-            # A bin that rounding and drawing never move has no error but that of float32.
-            error = max(float(found_N.std()) / np.sqrt(len(found_N)), 1e-7)
-            worst = max(worst, abs(float(found_N.mean()) - float(p_V[chosen_V].sum())) / error)
-    return worst
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
@@ -71,28 +24,28 @@ def _worst_error(estimate_NV: np.ndarray, p_V: np.ndarray, ids: np.ndarray | Non
 @pytest.mark.parametrize("seed", range(4))
 def test_mean_of_rows_is_the_distribution(seed: int, multinomial: bool, temperature: float) -> None:
     """Over 1,024 places the mean is right within 4 standard errors, in every bin of probability."""
-    logits_NV = _logits(1, 1_500, seed).expand(ROWS, -1)
+    logits_NV = logits_of(1, 1_500, seed).expand(ROWS, -1)
     grid = Grid(50, 1) if multinomial else GRID
-    rows = _sample(logits_NV, Sampler(grid, seed, temperature, multinomial))
-    p_V = _softmax(logits_NV[:1], temperature)[0]
-    assert _worst_error(_estimate(rows, 1_500), p_V) < 4
+    rows = sampled_at(logits_NV, Sampler(grid, seed, temperature, multinomial))
+    p_V = softmax(logits_NV[:1], temperature)[0]
+    assert worst_error(estimate(rows, 1_500), p_V) < 4
     if not multinomial:
-        assert _worst_error(_estimate(rows, 1_500, head_only=True), p_V, p_V >= grid.tau) < 4
+        assert worst_error(estimate(rows, 1_500, head_only=True), p_V, p_V >= grid.tau) < 4
 
 
 def test_that_mean_tells_rounding_to_the_nearest_and_the_next_likeliest_from_chance() -> None:
     """The claim above does not hold for what it is to rule out: both are biased, and it shows."""
-    logits_NV = _logits(1, 1_500, 2).expand(ROWS, -1)
-    rows, p_V = _sample(logits_NV, Sampler(GRID)), _softmax(logits_NV[:1])[0]
-    rounded_NV = _estimate(rows, 1_500)
+    logits_NV = logits_of(1, 1_500, 2).expand(ROWS, -1)
+    rows, p_V = sampled_at(logits_NV, Sampler(GRID)), softmax(logits_NV[:1])[0]
+    rounded_NV = estimate(rows, 1_500)
     head_V = p_V >= GRID.tau
     rounded_NV[:, head_V] = np.rint(p_V[head_V] * GRID.units) / GRID.units
-    assert _worst_error(rounded_NV, p_V, head_V) > 4
+    assert worst_error(rounded_NV, p_V, head_V) > 4
     draws = np.diff(rows.draw_offsets)
     likeliest = np.argsort(np.where(head_V, 0, -p_V), kind="stable")
     next_ids = np.concatenate([np.sort(likeliest[:count]) for count in draws]).astype(np.int32)
     chosen = Rows(**{**vars(rows), "draw_ids": next_ids})
-    assert _worst_error(_estimate(chosen, 1_500), p_V) > 4
+    assert worst_error(estimate(chosen, 1_500), p_V) > 4
 
 
 @settings(deadline=None, max_examples=60)
@@ -104,8 +57,8 @@ def test_head_is_every_id_of_tau_and_mass_is_exactly_one(
 ) -> None:
     """Each value is within one unit of the teacher's; draws come from the rest, as many as R / tau needs."""
     grid = Grid.of(1 / parts, draw_units)
-    logits_NV = _logits(5, vocab_size, seed % 1000, scale)
-    rows, p_NV = _sample(logits_NV, Sampler(grid, seed)), _softmax(logits_NV)
+    logits_NV = logits_of(5, vocab_size, seed % 1000, scale)
+    rows, p_NV = sampled_at(logits_NV, Sampler(grid, seed)), softmax(logits_NV)
     units_H = grid.of_logprobs(rows.head_logprobs)
     tail_N = grid.of_mass(rows.tail_mass)
     for n in range(5):
@@ -128,9 +81,9 @@ def test_head_is_every_id_of_tau_and_mass_is_exactly_one(
 
 def test_rows_are_the_same_in_any_batch_and_block(monkeypatch: pytest.MonkeyPatch) -> None:
     """A row depends on its logits and its place, not on its neighbours nor on how many are done at once."""
-    logits_NV = _logits(40, 3_000)
+    logits_NV = logits_of(40, 3_000)
     places_N = np.arange(40) * 7
-    sampler, valid_V = Sampler(GRID, seed=5), _everything(3_000)
+    sampler, valid_V = Sampler(GRID, seed=5), everything(3_000)
     whole = sample(logits_NV, valid_V, sampler, places_N + 1, places_N)
     monkeypatch.setattr(sampling, "BLOCK_BYTES", 3 * 4 * 3_000)
     order_N = np.random.default_rng(0).permutation(40)
@@ -166,7 +119,7 @@ def test_probability_one_is_one_id_and_no_draw() -> None:
     """A row that leaves nothing in float32 has no tail."""
     logits_NV = torch.full((3, 500), -300.0)
     logits_NV[:, 77] = 0.0
-    rows = _sample(logits_NV, Sampler(GRID))
+    rows = sampled_at(logits_NV, Sampler(GRID))
     assert rows.head_ids.tolist() == [77] * 3
     assert (rows.head_logprobs == 0).all() and (rows.tail_mass == 0).all() and rows.num_draws == 0
     assert (rows.entropy == 0).all()
@@ -174,7 +127,7 @@ def test_probability_one_is_one_id_and_no_draw() -> None:
 
 def test_equal_probabilities_are_all_tail_and_drawn_once_each() -> None:
     """No id reaches tau, and systematic draws from equal ids do not repeat."""
-    rows = _sample(torch.zeros(9, 800), Sampler(GRID))
+    rows = sampled_at(torch.zeros(9, 800), Sampler(GRID))
     assert rows.num_kept == 0 and (rows.tail_mass == 1).all()
     for drawn in rows.draw_ids.reshape(9, 25):
         assert len(set(drawn.tolist())) == 25
@@ -185,7 +138,7 @@ def test_far_tail_is_drawn_as_often_as_it_weighs() -> None:
     vocab_size, far = 2**18, 2**17
     logits_V = torch.full((vocab_size,), np.log(1.3e-6))
     logits_V[:far] = np.log((1 - 1.3e-6 * far) / far)
-    rows = _sample(logits_V.expand(32, -1), Sampler(Grid.of(1 / 400, 1)))
+    rows = sampled_at(logits_V.expand(32, -1), Sampler(Grid.of(1 / 400, 1)))
     share = float((rows.draw_ids >= far).mean())
     assert share == pytest.approx(1.3e-6 * far, rel=0.02)
     # Evenly over the far half too.
@@ -196,16 +149,16 @@ def test_far_tail_is_drawn_as_often_as_it_weighs() -> None:
 @pytest.mark.parametrize("holes", [False, True])
 def test_ids_the_tokenizer_lacks_are_never_drawn_and_carry_no_mass(holes: bool) -> None:
     """Padding with the largest logits of all changes nothing of a row."""
-    valid_V = _everything(1_000)
+    valid_V = everything(1_000)
     valid_V[900:] = False
     if holes:
         valid_V[[0, 17, 500]] = False
-    logits_NV = _logits(20, 1_000)
+    logits_NV = logits_of(20, 1_000)
     logits_NV[:, ~valid_V] = 50.0
-    rows = _sample(logits_NV, Sampler(GRID), valid_V)
+    rows = sampled_at(logits_NV, Sampler(GRID), valid_V)
     ids = torch.from_numpy(np.concatenate([rows.head_ids, rows.draw_ids])).long()
     assert valid_V[ids].all()
-    p_NV = _softmax(logits_NV.masked_fill(~valid_V, -1e30))
+    p_NV = softmax(logits_NV.masked_fill(~valid_V, -1e30))
     with np.errstate(divide="ignore", invalid="ignore"):
         entropy_N = -np.where(p_NV > 0, p_NV * np.log(p_NV), 0).sum(1)
     np.testing.assert_allclose(rows.entropy, entropy_N, rtol=1e-5)
@@ -213,17 +166,17 @@ def test_ids_the_tokenizer_lacks_are_never_drawn_and_carry_no_mass(holes: bool) 
 
 def test_rows_at_a_temperature_are_those_of_cooler_logits() -> None:
     """Sampling at T is sampling from softmax(z / T)."""
-    logits_NV = _logits(30, 2_000)
-    hot, cooled = _sample(logits_NV, Sampler(GRID, 1, 2.0)), _sample(logits_NV / 2, Sampler(GRID, 1))
+    logits_NV = logits_of(30, 2_000)
+    hot, cooled = sampled_at(logits_NV, Sampler(GRID, 1, 2.0)), sampled_at(logits_NV / 2, Sampler(GRID, 1))
     for name, array in vars(hot).items():
-        if name != "kind":
+        if isinstance(array, np.ndarray):
             np.testing.assert_allclose(array, getattr(cooled, name), atol=1e-5, err_msg=name)
 
 
 def test_multinomial_rows_are_draws_with_replacement() -> None:
     """As many draws as units; ids drawn once are draws of one unit, others stand in the head."""
     grid = Grid(50, 1)
-    rows = _sample(_logits(200, 400, scale=3.0), Sampler(grid, multinomial=True))
+    rows = sampled_at(logits_of(200, 400, scale=3.0), Sampler(grid, multinomial=True))
     units_H = grid.of_logprobs(rows.head_logprobs)
     assert (units_H >= 2).all()
     row_H = np.repeat(np.arange(200), np.diff(rows.head_offsets))
@@ -234,17 +187,17 @@ def test_multinomial_rows_are_draws_with_replacement() -> None:
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 def test_logits_that_are_not_finite_are_refused_with_their_row(bad: float) -> None:
     """One bad logit stops teaching with the row it was found in."""
-    logits_NV = _logits(5, 400)
+    logits_NV = logits_of(5, 400)
     logits_NV[3, 222] = bad
     with pytest.raises(TeacherError, match=r"^row 3 .*not finite; found .*; try"):
-        _sample(logits_NV, Sampler(GRID))
+        sampled_at(logits_NV, Sampler(GRID))
 
 
 def test_logits_are_not_changed() -> None:
     """The caller's logits are the same afterwards."""
-    logits_NV = _logits(5, 400)
+    logits_NV = logits_of(5, 400)
     before = logits_NV.clone()
-    _sample(logits_NV, Sampler(GRID, temperature=2.0), torch.arange(400) != 7)
+    sampled_at(logits_NV, Sampler(GRID, temperature=2.0), torch.arange(400) != 7)
     assert torch.equal(logits_NV, before)
 
 
@@ -279,5 +232,5 @@ def test_rows_of_a_batch_are_those_of_each_position_alone() -> None:
 
 def test_no_rows_are_sampled_rows_too() -> None:
     """A batch without a supervised position is a part like any other."""
-    rows = _sample(torch.zeros(0, 50), Sampler(GRID))
+    rows = sampled_at(torch.zeros(0, 50), Sampler(GRID))
     assert len(rows) == 0 and rows.kind == SAMPLED

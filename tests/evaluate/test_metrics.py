@@ -20,6 +20,7 @@ from distillcache.metrics import (
     stderr_of_mean,
     summed,
 )
+from tests.distillcache.made_rows import factors, tilted
 
 N, V = 50, 40
 
@@ -161,6 +162,89 @@ def test_sampled_rows_estimate_kl_and_bound_acceptance_on_average(temperature: f
         [torch.minimum(p_NV.exp(), q_NV.exp())[n][p_NV[n].exp() >= tau].sum() for n in range(N)]
     )
     assert float((low_N - head_N).mean()) > 0.01
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_tilted_rows_estimate_kl_and_bound_acceptance_on_average(temperature: float) -> None:
+    """Over 400 draws, within four standard errors; and the draws tell more than the heads alone."""
+    p_NV = (logits(1, scale=2.0) / temperature).log_softmax(1)
+    z_NV, tau = logits(2, scale=2.0), 1 / 8
+    tau_V = tau / factors(V)
+    q_NV = (z_NV / temperature).log_softmax(1)
+    exact_kl = (p_NV.exp() * (p_NV - q_NV)).sum(1).mean()
+    exact_accept_N = torch.minimum(p_NV.exp(), q_NV.exp()).sum(1)
+    found = [
+        row_metrics(z_NV, targets(), tilted(p_NV, tau, seed=seed), temperature=temperature, tau=tau_V.float())
+        for seed in range(400)
+    ]
+    kls = np.array([float(each.kl_N.mean()) for each in found])
+    assert abs(kls.mean() - float(exact_kl)) < 4 * kls.std(ddof=1) / math.sqrt(len(kls))
+    low_NS, high_NS = (
+        torch.stack([getattr(each, f"accept_{name}_N") for each in found]) for name in ("low", "high")
+    )
+    error_N = 4 * low_NS.std(0) / math.sqrt(len(found)) + 1e-9
+    assert bool((low_NS.mean(0) <= exact_accept_N + error_N).all())
+    # 1e-6: thresholds are of fp32.
+    assert bool((exact_accept_N <= high_NS.mean(0) + 1e-6).all())
+    kept_NV = p_NV.exp() >= tau_V
+    head_N = torch.where(kept_NV, torch.minimum(p_NV.exp(), q_NV.exp()), 0.0).sum(1)
+    assert float((low_NS.mean(0) - head_N).mean()) > 0.01
+    from_masses_N = head_N + torch.minimum((~kept_NV * p_NV.exp()).sum(1), (~kept_NV * q_NV.exp()).sum(1))
+    assert float((from_masses_N - high_NS.mean(0)).mean()) > 0.001
+
+
+def test_with_all_ids_in_the_head_the_bounds_of_tilted_rows_are_the_exact_value() -> None:
+    """Thresholds below every probability."""
+    p_NV, z_NV = logits(1).log_softmax(1), logits(2)
+    tau = float((p_NV.exp() * factors(V)).min())
+    rows = tilted(p_NV, tau)
+    assert len(rows.head_ids) == N * V and len(rows.draw_ids) == 0
+    exact_N = torch.minimum(p_NV.exp(), z_NV.softmax(1)).sum(1)
+    for bound_N in acceptance_bounds(z_NV, rows, tau=tau / factors(V)):
+        torch.testing.assert_close(bound_N, exact_N, rtol=1e-9, atol=1e-12)
+
+
+def test_a_tilted_row_tells_the_likeliest_id_only_where_no_other_may_be_it() -> None:
+    """It keeps one of at least the highest threshold; who was told is right."""
+    p_NV, tau_V = logits(1).log_softmax(1), (1 / 12) / factors(V)
+    rows = tilted(p_NV)
+    found = row_metrics(p_NV, targets(), rows, tau=tau_V)
+    likeliest = p_NV.exp().max(1)
+    told_N = likeliest.values >= tau_V.max()
+    kept_N = likeliest.values >= tau_V[likeliest.indices]
+    assert 0 < int(told_N.sum()) < int(kept_N.sum())
+    assert found.agree_N is not None
+    assert found.agree_N.tolist() == [1 if each else -1 for each in told_N.tolist()]
+    # Of some it is not the first of its row.
+    first_N = rows.head_ids[rows.head_offsets[:-1].clamp(max=len(rows.head_ids) - 1)]
+    assert bool((told_N & (first_N != likeliest.indices)).any())
+    # Another student agrees where its own likeliest id is the same.
+    other = row_metrics(logits(2), targets(), rows, tau=tau_V).agree_N
+    same_N = logits(2).argmax(1) == likeliest.indices
+    assert other is not None
+    assert other.tolist() == torch.where(told_N, same_N.int(), -1).tolist()
+
+
+@pytest.mark.parametrize("more", [7, -7])
+def test_a_student_of_more_or_fewer_ids_than_thresholds(more: int) -> None:
+    """Its further ids cannot be the teacher's; those that it lacks are beyond the tokenizer's, in no row."""
+    num_ids = min(V, V + more)
+    p_NV = logits(1)[:, :num_ids].log_softmax(1)
+    rows, tau_V = tilted(p_NV), (1 / 12) / factors(num_ids)
+    z_NV = logits(2)[:, :num_ids]
+    if more > 0:
+        tau_V, wide_NV = tau_V[:num_ids], torch.cat([z_NV, torch.full((N, more), 1.0).double()], 1)
+        low_N, high_N = acceptance_bounds(wide_NV, rows, tau=tau_V)
+        # Ids of no threshold have no part: as if their q had been lost.
+        q_NV = wide_NV.softmax(1)[:, :num_ids]
+        lost_NV = torch.cat([q_NV, 1 - q_NV.sum(1, keepdim=True)], 1).log()
+        wanted = acceptance_bounds(lost_NV, rows, tau=torch.cat([tau_V, torch.zeros(1).double()]))
+    else:
+        low_N, high_N = acceptance_bounds(z_NV, rows, tau=torch.cat([tau_V, torch.ones(-more).double()]))
+        wanted = acceptance_bounds(z_NV, rows, tau=tau_V)
+    for found_N, wanted_N in zip((low_N, high_N), wanted, strict=True):
+        torch.testing.assert_close(found_N, wanted_N, rtol=1e-12, atol=1e-12)
+    assert bool((low_N <= high_N).all()) and bool(torch.isfinite(high_N).all())
 
 
 def test_rows_drawn_without_a_threshold_tell_no_acceptance_and_no_likeliest_id() -> None:

@@ -221,7 +221,7 @@ def test_every_figure_says_what_it_is_over(run: Callable[..., EvaluateResult]) -
     assert data["figures"]["kl_nats"]["value"] == values(result)["kl_nats"]
     assert data["exact"]["acceptance"]["over"] == f"{data['num_rows']:,} tokens"
     assert sum(each["num_rows"] for each in data["bins"]) == data["num_rows"]
-    assert "of" in data["figures"]["top1_agreement"]["over"]  # not every row keeps an id
+    assert "of" in data["figures"]["top1_agreement"]["over"]  # not every row tells the likeliest id
 
 
 def test_another_teacher_than_the_cache_s_is_warned_of(

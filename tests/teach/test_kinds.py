@@ -14,6 +14,8 @@ from distillcache.errors import ConfigError
 from distillcache.teach.calibrate import FEWEST_ROWS, MOST_ROWS, calibration_sequences
 from distillcache.teach.config import TeachConfig
 from distillcache.teach.fidelity import codec_kl
+from distillcache.teach.plan import plan_settings
+from distillcache.teach.rows_config import TILT
 from distillcache_cli.app import run
 from distillcache_shards.cache import Cache
 from distillcache_shards.codecs.grid import Grid
@@ -24,12 +26,15 @@ from tests.teach.direct import compare, logprobs
 from tests.teach.refusing import Refuse, refusal
 from tests.teach.teaching import NUM_IDS, command_line, contents, documents, teach_into, write_records
 
-SAMPLED: dict[str, Any] = {"keep": "sampled", "k": None, "tau": 1 / 10, "seed": 7}
+TILTED: dict[str, Any] = {"keep": "sampled", "k": None, "tau": 1 / 10, "seed": 7}
+SAMPLED = TILTED | {"tilt": 0}
 KINDS: dict[str, dict[str, Any]] = {
     "topk compact": {"k": 40},
     "topk of a size": {"k": 40, "bytes_per_token": 50},
     "topk bounded": {"k": 40, "top_p": 0.6, "min_p": 0.002, "min_k": 2},
     "topk zstd": {"k": 40, "codec": "zstd"},
+    "tilted": TILTED,
+    "tilted hot": TILTED | {"tilt": 0.5, "row_temperature": 2.0},
     "sampled compact": SAMPLED,
     "sampled hot": SAMPLED | {"row_temperature": 2.0},
     "sampled zstd": SAMPLED | {"codec": "zstd"},
@@ -106,17 +111,24 @@ def test_coarser_codecs_are_smaller(teacher: Path, corpus: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
-@pytest.mark.parametrize("codec", ["compact", "zstd", "plain"])
+@pytest.mark.parametrize(
+    ("codec", "tilt"), [("compact", TILT), ("compact", 0), ("zstd", None), ("plain", None)]
+)
 def test_sampled_rows_sit_at_their_targets(
-    codec: str, temperature: float, teacher: Path, corpus: Path, tmp_path: Path
+    codec: str, tilt: float | None, temperature: float, teacher: Path, corpus: Path, tmp_path: Path
 ) -> None:
-    """Each holds every id of tau at its own place, to one unit, and as many draws as the rest needs."""
+    """Each holds, at its own place and to one unit, every id of its threshold, and draws from the rest.
+
+    Without a tilt the threshold is tau for every id, and the tail mass tells the number of draws.
+    """
     grid = Grid.of(1 / 40)
-    settings = {**SAMPLED, "tau": 1 / 40, "row_temperature": temperature, "codec": codec, "batch_tokens": 300}
-    report = teach_into(tmp_path / "cache", teacher, corpus, **settings)
+    settings = {**TILTED, "tau": 1 / 40, "tilt": tilt, "row_temperature": temperature, "codec": codec}
+    report = teach_into(tmp_path / "cache", teacher, corpus, **settings, batch_tokens=300)
     model = AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32).eval()
     cache = Cache.open(tmp_path / "cache")
-    assert cache.row_kind == "sampled"
+    assert cache.row_kind == "sampled" and (cache.thresholds is not None) == bool(tilt)
+    tau_V = np.full(NUM_IDS, grid.tau) if cache.thresholds is None else cache.thresholds.astype(np.float64)
+    unit_V = tau_V / grid.draw_units
     heads = shifted = 0
     for index in range(len(cache)):
         sequence = cache[index]
@@ -124,17 +136,21 @@ def test_sampled_rows_sit_at_their_targets(
         p_TV = np.exp(direct_TV - np.logaddexp.reduce(direct_TV, axis=1, keepdims=True))
         for n, position in enumerate((np.flatnonzero(sequence.supervised) - 1).tolist()):
             row, p_V = sequence.rows[n : n + 1], p_TV[position]
-            clear_V = np.abs(p_V / grid.tau - 1) > 1e-4
+            clear_V = np.abs(p_V / tau_V - 1) > 1e-4
             head = set(row.head_ids.tolist())
-            assert set(np.flatnonzero((p_V >= grid.tau) & clear_V)) == head & set(np.flatnonzero(clear_V))
-            units = np.exp(row.head_logprobs.astype(np.float64)) * grid.units
-            assert (np.abs(units - p_V[row.head_ids] * grid.units) < 1.01).all()
+            assert set(np.flatnonzero((p_V >= tau_V) & clear_V)) == head & set(np.flatnonzero(clear_V))
+            units = np.exp(row.head_logprobs.astype(np.float64)) / unit_V[row.head_ids]
+            assert (np.abs(units - (p_V / unit_V)[row.head_ids]) < 1.01).all()
             tail_units = round(float(row.tail_mass[0]) * grid.units)
-            assert len(row.draw_ids) == -(-tail_units // grid.draw_units)
+            if tilt:
+                tail_taus = (p_V / tau_V).sum() - (p_V / tau_V)[row.head_ids].sum()
+                assert abs(len(row.draw_ids) - tail_taus) < 1.01
+            else:
+                assert len(row.draw_ids) == -(-tail_units // grid.draw_units)
             assert not set(row.draw_ids.tolist()) & head
             heads += len(head)
-            other_V = p_TV[(position + 1) % len(p_TV)]
-            shifted += int((np.abs(units - other_V[row.head_ids] * grid.units) < 1.01).sum())
+            other_V = p_TV[(position + 1) % len(p_TV)] / unit_V
+            shifted += int((np.abs(units - other_V[row.head_ids]) < 1.01).sum())
     assert heads > 300
     assert shifted < 0.5 * heads
     rows = all_rows(cache)
@@ -264,9 +280,10 @@ def test_second_process_takes_the_codec_of_the_first(
     [
         ({"k": 40, "bytes_per_token": 3}, "--bytes-per-token: too few; found 3, and rows like these take"),
         ({"max_kl": 1e-9}, "--max-kl: too small; found 1e-09, and the finest levels lose "),
-        ({"keep": "sampled", "k": None, "tau": 1e-9}, "--tau: must be at least 3.8e-06, found 1e-09"),
+        (SAMPLED | {"tau": 1e-9}, "--tau: must be at least 3.8e-06, found 1e-09"),
+        (TILTED | {"tau": 1 / 257}, "--tau: must be at least 1/256 with a tilt, found 0.00389105; give a "),
     ],
-    ids=["bytes", "kl", "tau"],
+    ids=["bytes", "kl", "tau", "tau with a tilt"],
 )
 def test_what_no_codec_can_do_is_refused(
     settings: dict[str, Any], words: str, teacher: Path, tmp_path: Path
@@ -286,6 +303,12 @@ def test_what_no_codec_can_do_is_refused(
         ({"keep": "sampled", "top_p": "0.5"}, "--top-p: has no use with --keep sampled, found 0.5"),
         ({"keep": "sampled", "draws": "5"}, "--draws: has no use with --keep sampled, found 5"),
         ({"keep": "multinomial", "tau": "0.1"}, "--tau: has no use with --keep multinomial, found 0.1"),
+        ({"keep": "topk", "tilt": "0.25"}, "--tilt: has no use with --keep topk, found 0.25"),
+        ({"keep": "multinomial", "tilt": "0"}, "--tilt: has no use with --keep multinomial, found 0"),
+        ({"codec": "zstd", "tilt": "0.1"}, "--tilt: 0.1 needs --codec compact, found --codec zstd; leave "),
+        ({"codec": "plain", "tilt": "1"}, "--tilt: 1 needs --codec compact, found --codec plain; leave one "),
+        ({"tilt": "-0.01"}, "--tilt: must be at least 0, found -0.01"),
+        ({"tilt": "1.01"}, "--tilt: must be at most 1, found 1.01"),
         ({"keep": "sampled", "max_kl": "0.1"}, "--max-kl: has no use with --keep sampled --codec compact"),
         ({"codec": "zstd", "max_kl": "0.1"}, "--max-kl: has no use with --keep topk --codec zstd, found 0.1"),
         ({"codec": "plain", "level": "3"}, "--level: has no use with --codec plain, found 3"),
@@ -313,6 +336,7 @@ def test_settings_that_would_be_ignored_are_refused(settings: dict[str, str], wo
     [
         ({}, "sampled"),
         ({"tau": 0.1, "codec": "zstd"}, "sampled"),
+        ({"tilt": 0.5}, "sampled"),
         ({"draws": 5}, "multinomial"),
         ({"k": 5}, "topk"),
         ({"top_p": 0.5}, "topk"),
@@ -327,8 +351,48 @@ def test_what_is_kept_follows_from_what_is_given(settings: dict[str, Any], kept:
     assert TeachConfig(**(known | settings)).kept == kept
 
 
+@pytest.mark.parametrize(
+    ("settings", "codec_id", "tilt", "grid"),
+    [
+        ({}, "compact-tilted", 3 / 16, Grid(128, 4)),
+        ({"tilt": 1.0, "tau": 1 / 256}, "compact-tilted", 1.0, Grid(1024, 4)),
+        ({"tilt": 1e-3}, "compact-tilted", 1e-3, Grid(128, 4)),
+        ({"tilt": 0}, "compact-sampled", None, Grid(200, 4)),
+        ({"tilt": 0, "tau": 1 / 257}, "compact-sampled", None, Grid(1028, 4)),
+        ({"codec": "zstd"}, "zstd", None, Grid(200, 4)),
+        ({"codec": "plain", "tilt": 0}, "plain", None, Grid(200, 4)),
+        ({"keep": "multinomial"}, "compact-sampled", None, Grid(50, 1)),
+    ],
+)
+def test_a_tilt_is_the_default_of_the_compact_codec(
+    settings: dict[str, Any], codec_id: str, tilt: float | None, grid: Grid
+) -> None:
+    """tau is 1/32 with one, 1/50 without. A plan tells of a tilt where there is one, and is else as ever."""
+    known = {"cache": Path("cache"), "teacher": "teacher", "sources": ("a.jsonl",)}
+    plan = plan_settings(TeachConfig(**(known | settings)), None)
+    assert plan["codec"]["id"] == codec_id
+    assert plan["rows"] == {
+        "kind": "sampled",
+        "method": "multinomial" if "keep" in settings else "threshold",
+        "units": grid.units,
+        "draw_units": grid.draw_units,
+        "seed": 0,
+        "temperature": 1.0,
+        **({} if tilt is None else {"tilt": tilt}),
+    }
+
+
+def test_another_tilt_is_another_plan(teacher: Path, corpus: Path, tmp_path: Path, refuse: Refuse) -> None:
+    """Named, as is none at all."""
+    teach_into(tmp_path / "cache", teacher, corpus, **TILTED)
+    for tilt, found in ((0.3, "0.3"), (0, "none")):
+        line = refuse(command_line(tmp_path / "cache", teacher, corpus, **TILTED | {"tilt": tilt}))
+        assert f"rows.tilt is {TILT} there and {found} here" in line
+
+
 def test_fractions_are_numbers_in_a_file_too(tmp_path: Path) -> None:
     """`tau = "1/25"`, for TOML has no fractions."""
     file = tmp_path / "teach.toml"
-    file.write_text('keep = "sampled"\ntau = "1/25"\nteacher = "teacher"\nsources = ["a.jsonl"]\n')
-    assert load_config(TeachConfig, file, {"cache": Path("cache")}).tau == 1 / 25
+    file.write_text('tau = "1/25"\ntilt = "3/8"\nteacher = "teacher"\nsources = ["a.jsonl"]\n')
+    found = load_config(TeachConfig, file, {"cache": Path("cache")})
+    assert (found.tau, found.tilt) == (1 / 25, 3 / 8)

@@ -3,6 +3,7 @@
 import hashlib
 import math
 import struct
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,6 +73,21 @@ def spooled(corpus: list[list[tuple[int, bool]]], folder: Path) -> Spool:
             yield Tokenised(np.array(tokens, np.uint32), np.array(targets, np.bool_), number // 2)
 
     return Spool(each(), folder)
+
+
+@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(sequences, st.integers(1, 9))
+def test_ids_are_counted_where_they_are_targets(
+    tmp_path: Path, corpus: list[list[tuple[int, bool]]], at_a_time: int
+) -> None:
+    """In every sequence, also over the ends of what is read at a time; an id that is none of them has 0."""
+    vocab_size = 2**20
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("distillcache.corpus.spool.COUNTED_TOKENS", at_a_time)
+        counts_V = spooled(corpus, tmp_path).supervised_counts(vocab_size)
+    found = {int(token): int(counts_V[token]) for token in np.flatnonzero(counts_V)}
+    assert counts_V.shape == (vocab_size,)
+    assert found == Counter(token for each in corpus for token, is_target in each if is_target)
 
 
 def test_one_bit_of_a_mask_or_a_token_makes_another_shard(tmp_path: Path) -> None:

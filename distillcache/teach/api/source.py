@@ -44,6 +44,7 @@ from distillcache.teach.events import Asked
 from distillcache.teach.folder import nearest_folder
 from distillcache.teach.source import Heard as Told
 from distillcache.teach.source import OnEvent
+from distillcache_shards.codecs.tilt import TiltedGrid
 from distillcache_shards.rows import TOPK, Rows
 from distillcache_shards.shard import Sequences
 
@@ -171,8 +172,16 @@ class ApiTeacher:
                 f"template makes, first {self._first_other_prompt}; its rows are of another context"
             )
 
-    def rows(self, sequences: Sequences, numbers: NDArray[np.int64], batch_tokens: int, heard: Told) -> Rows:
+    def rows(
+        self,
+        sequences: Sequences,
+        numbers: NDArray[np.int64],
+        batch_tokens: int,
+        heard: Told,
+        tilted: TiltedGrid | None = None,
+    ) -> Rows:
         """What was said of sequences, read again."""
+        assert tilted is None
         parts = []
         tokens_done, tokens = 0, max(1, len(sequences.tokens))
         for place, number in enumerate(numbers.tolist()):
