@@ -11,6 +11,7 @@ Tables lie once in a cache, and are told apart.
 import argparse
 import dataclasses
 import io
+import itertools
 import json
 import math
 import time
@@ -23,16 +24,24 @@ import pyarrow.parquet
 import torch
 import zstandard
 
-from benches.real_rows import SAMPLERS, K, made_logits, real_logits, sampled_rows, topk_rows
+from benches.distillation import as_tensors
+from benches.real_rows import (
+    PLANNED_ROWS,
+    K,
+    made_logits,
+    real_logits,
+    sampled_codec,
+    sampled_rows,
+    samplers,
+    topk_rows,
+)
 from distillcache.teach.fidelity import codec_kl
 from distillcache_shards.codecs import Codec, codec_of
-from distillcache_shards.codecs.compact_sampled import CompactSampled
 from distillcache_shards.codecs.compact_topk import CompactTopk
 from distillcache_shards.rows import TOPK, Rows
 
 BLOCK_ROWS = 511
 BLOCK_BYTES = 28  # of a shard, for each block: where it lies, its sizes and its checksum
-PLANNED_ROWS = 1_000_000
 TIMED_BLOCKS, REPEATS = 16, 5
 LARGER_VOCABULARIES = (151_936, 262_144)
 
@@ -50,11 +59,11 @@ def main() -> None:
     else:
         sources = [real_logits(args.sequences, part, args.prose) for part in (0, 1)]
     training = Rows.concatenate([topk_rows(logits_NV) for logits_NV in sources[0]])
-    parts: dict[str, list[Rows]] = {TOPK: [], **{name: [] for name in SAMPLERS}}
+    parts: dict[str, list[Rows]] = {}
     for sequence, logits_NV in enumerate(sources[1]):
-        parts[TOPK].append(topk_rows(logits_NV))
-        for name, sampler in SAMPLERS.items():
-            parts[name].append(sampled_rows(logits_NV, sampler, sequence))
+        parts.setdefault(TOPK, []).append(topk_rows(logits_NV))
+        for name, sampler in samplers(training, logits_NV.shape[1]).items():
+            parts.setdefault(name, []).append(sampled_rows(logits_NV, sampler, sequence))
     measured = {name: Rows.concatenate(rows) for name, rows in parts.items()}
     figures = measure(training, measured, logits_NV.shape[1])
     figures |= unbiased(training, logits_NV[: 64 if args.quick else None])
@@ -81,10 +90,9 @@ def measure(training: Rows, measured: dict[str, Rows], vocab_size: int) -> dict[
         )
         figures |= _figures(f"topk_v{larger}_kl_1.2e-4", codec, _spread(top, vocab_size, larger))
     id_bytes = math.ceil(math.log2(vocab_size) / 8) if vocab_size > 1 << 16 else 3
-    for name, sampler in SAMPLERS.items():
+    for name, sampler in samplers(training, vocab_size).items():
         rows = measured[name]
-        sampled = CompactSampled.trained(training, vocab_size, sampler.grid, planned_rows=PLANNED_ROWS)
-        figures |= _figures(name, sampled, rows)
+        figures |= _figures(name, sampled_codec(sampler, training, vocab_size), rows)
         figures[f"{name}_ids_a_row"] = (rows.num_kept + rows.num_draws) / len(rows)
         figures[f"{name}_3_bytes_an_id_row_bytes"] = id_bytes * figures[f"{name}_ids_a_row"]
     return figures
@@ -163,10 +171,10 @@ def unbiased(training: Rows, logits_NV: torch.Tensor) -> dict[str, float]:
     """Largest error of the mean of decoded rows over 64 seeds, in standard errors, in bins of probability."""
     figures: dict[str, float] = {}
     num_rows, vocab_size = logits_NV.shape
-    for temperature in (1.0, 2.0):
+    for name, temperature in itertools.product(("sampled_25", "tilted_12", "tilted_32"), (1.0, 2.0)):
         p_NV = torch.softmax(logits_NV.double() / temperature, 1).numpy()
-        sampler = dataclasses.replace(SAMPLERS["sampled_25"], temperature=temperature)
-        codec = CompactSampled.trained(training, vocab_size, sampler.grid, planned_rows=PLANNED_ROWS)
+        sampler = dataclasses.replace(samplers(training, vocab_size)[name], temperature=temperature)
+        codec = sampled_codec(sampler, training, vocab_size)
         bin_NV = np.clip(np.floor(-np.log2(p_NV)), 0, 20).astype(np.int64)
         true_B = np.bincount(bin_NV.reshape(-1), p_NV.reshape(-1), 21)
         found_SB = []
@@ -174,17 +182,16 @@ def unbiased(training: Rows, logits_NV: torch.Tensor) -> dict[str, float]:
             rows = sampled_rows(logits_NV, dataclasses.replace(sampler, seed=seed), 0)
             block = codec.encode(rows)
             rows = codec.decode(np.frombuffer(block.data, np.uint8), num_rows, block.expanded_bytes)
-            draws_N = np.diff(rows.draw_offsets)
             head_N = np.repeat(np.arange(num_rows), np.diff(rows.head_offsets))
-            draw_N = np.repeat(np.arange(num_rows), draws_N)
+            draw_N = np.repeat(np.arange(num_rows), np.diff(rows.draw_offsets))
             found_B = np.bincount(bin_NV[head_N, rows.head_ids], np.exp(rows.head_logprobs), 21)
-            weight_D = (rows.tail_mass / np.maximum(draws_N, 1))[draw_N]
+            weight_D = as_tensors(rows).weights_of_draws(torch.float64).numpy()
             found_SB.append(found_B + np.bincount(bin_NV[draw_N, rows.draw_ids], weight_D, 21))
         error_B = np.std(found_SB, axis=0) / 8
         filled_B = true_B > 1e-3 * num_rows
         worst = float((np.abs(np.mean(found_SB, axis=0) - true_B)[filled_B] / error_B[filled_B]).max())
         assert worst < 4
-        figures[f"mean_of_64_seeds_t{temperature:g}_standard_errors"] = worst
+        figures[f"{name}_mean_of_64_seeds_t{temperature:g}_standard_errors"] = worst
     return figures
 
 

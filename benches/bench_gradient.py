@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from benches.bench_students import ALL, Learner, made_up, warm_student
-from benches.distillation import KINDS, ONLINE, PARTS, TRIED, WAYS, Said
+from benches.distillation import KINDS, ONLINE, PARTS, WAYS, Said
 from distillcache.chunked_loss import chunked_sums
 
 SEQUENCES, BATCHES = 4, 4  # of a small batch, and small batches in a large one
@@ -93,7 +93,7 @@ def _adam_scale(learner: Learner, train: Said, seed: int) -> Tensor:
 
 
 def _compared(learner: Learner, said: Said, scale_P: Tensor, seed: int) -> dict[str, float]:
-    ways = [way for way in (*WAYS, *TRIED) if way != ONLINE]
+    ways = [way for way in WAYS if way != ONLINE]
     figures: dict[str, float] = {}
     small: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
     whole_P: dict[str, Tensor] = {}

@@ -26,10 +26,12 @@ from benches.process import in_a_process, peak_bytes, watch_peak
 from benches.real_rows import K, real_sequences, real_teacher
 from distillcache.head import OutputHead
 from distillcache.teach.keep import keep_batch, top_k
+from distillcache.teach.rows_config import TILT, TILTED_TAU
 from distillcache.teach.sample import Sampler, sample, sample_batch
 from distillcache_shards.codecs.grid import Grid
+from distillcache_shards.codecs.tilt import TiltedGrid
 
-SAMPLER = Sampler(Grid.of(1 / 50))
+GRID = Grid.of(TILTED_TAU)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 WAYS = ("bare", "topk", "sampled")
 
@@ -97,6 +99,8 @@ class Bench:
         self.num_rows = len(self.sequences_N)
         self.valid_V = torch.ones(self.model.config.vocab_size, dtype=torch.bool)
         self.numbers_B = np.arange(num_sequences)
+        counts_V = np.bincount(self.ids_BT.numpy().ravel(), minlength=self.model.config.vocab_size)
+        self.sampler = Sampler(GRID, tilted=TiltedGrid.of_counts(GRID, counts_V, TILT))
 
     def run(self, way: str) -> None:
         """Once over the batch."""
@@ -111,7 +115,7 @@ class Bench:
                 None,
                 self.sequences_N,
                 self.positions_N,
-                SAMPLER,
+                self.sampler,
                 self.numbers_B,
                 self.valid_V,
             ),
@@ -137,14 +141,14 @@ class Bench:
             assert np.abs(direct.logprobs_NK.numpy() - kept.logprobs_NK[rows]).max() < nats
             start += len(logits_nV)
         first = logits_NV[:64].float()
-        direct_rows = sample(first, self.valid_V, SAMPLER, np.zeros(64, np.int64), np.arange(64))
+        direct_rows = sample(first, self.valid_V, self.sampler, np.zeros(64, np.int64), np.arange(64))
         rows_again = sample_batch(
             self.head,
             self.ids_BT,
             None,
             self.sequences_N[:64],
             self.positions_N[:64],
-            SAMPLER,
+            self.sampler,
             self.numbers_B,
             self.valid_V,
         )

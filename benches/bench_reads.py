@@ -25,10 +25,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benches.real_rows import SAMPLERS, made_logits, real_logits, sampled_rows, topk_rows
+from benches.real_rows import made_logits, real_logits, sampled_codec, sampled_rows, samplers, topk_rows
 from distillcache_shards.cache import Batch, Cache
 from distillcache_shards.codecs import Codec, EncodedBlock
 from distillcache_shards.codecs.compact_sampled import CompactSampled
+from distillcache_shards.codecs.compact_tilted import CompactTilted
 from distillcache_shards.codecs.compact_topk import CompactTopk
 from distillcache_shards.durable import write_whole
 from distillcache_shards.index import INDEX_FILE, IndexData
@@ -145,7 +146,7 @@ class Pool:
 
 
 def _vocab_size(codec: Codec) -> int:
-    assert isinstance(codec, CompactTopk | CompactSampled)
+    assert isinstance(codec, CompactTopk | CompactSampled | CompactTilted)
     return codec.vocab_size
 
 
@@ -209,14 +210,17 @@ def main() -> None:
         sources = [real_logits(args.sequences, part, args.prose) for part in (0, 1)]
     training = Rows.concatenate([topk_rows(logits_NV) for logits_NV in sources[0]])
     parts: dict[str, list[Rows]] = {TOPK: [], SAMPLED: []}
-    sampler = SAMPLERS["sampled_25"]
+    sampler = None
     for sequence, logits_NV in enumerate(sources[1]):
+        if sampler is None:
+            sampler = samplers(training, logits_NV.shape[1])["tilted_32"]
         parts[TOPK].append(topk_rows(logits_NV))
         parts[SAMPLED].append(sampled_rows(logits_NV, sampler, sequence))
+    assert sampler is not None
     vocab_size = logits_NV.shape[1]
     codecs: dict[str, Codec] = {
         TOPK: CompactTopk.trained(training, vocab_size, planned_rows=1_000_000, max_kl_nats=1.2e-4),
-        SAMPLED: CompactSampled.trained(training, vocab_size, sampler.grid, planned_rows=1_000_000),
+        SAMPLED: sampled_codec(sampler, training, vocab_size),
     }
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory(dir=args.folder) as made:

@@ -32,7 +32,6 @@ from benches.distillation import (
     KINDS,
     MIXED,
     ONLINE,
-    TRIED,
     WAYS,
     Said,
     kept,
@@ -46,7 +45,7 @@ from distillcache.metrics import exact_metrics, means, summed
 
 __all__ = ["ALL", "SEQUENCES", "Learner", "file_name", "made_up", "run_name", "warm_student"]
 
-ALL = {**WAYS, **MIXED, **TRIED}
+ALL = {**WAYS, **MIXED}
 SEQUENCES = 2  # of 512 tokens, in a batch, unless told
 WARM_LEARNING_RATE, LEARNING_RATE, WARM_UP = 2e-3, 1e-3, 10
 SAVE_EVERY = 50
@@ -66,7 +65,7 @@ def main() -> None:
     parser.add_argument("--decay", action="store_true", help="of the learning rate, in a straight line to 0")
     parser.add_argument("--seed", type=int, default=1, help="of the order of the batches, and of draws")
     parser.add_argument(
-        "--ways", nargs="*", default=tuple(WAYS), help="some only, or of: " + "; ".join((*MIXED, *TRIED))
+        "--ways", nargs="*", default=tuple(WAYS), help="some only, or of: " + "; ".join(MIXED)
     )
     parser.add_argument("--eval-every", type=int, default=None, help="steps; at the end alone unless given")
     args = parser.parse_args()
@@ -100,7 +99,7 @@ def run(args: argparse.Namespace) -> dict[str, float]:
         scores = learning.scores(way)
         figures |= {f"{way}: {name}": score for name, score in scores.items()}
         kind = ALL[way].kind
-        if kind is not None and KINDS[kind].tilt is None:
+        if kind is not None:
             figures[f"{way}: bytes a row"] = _bytes(args.folder, kind, calibration, held_out)
         for name in ("code KL", "prose KL", "all KL") if hard and full else ():
             share = (hard[name] - scores[name]) / (hard[name] - full[name])

@@ -24,8 +24,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from benches.real_rows import real_teacher
-from benches.tilted import Tilt
+from benches.real_rows import PLANNED_ROWS, real_teacher, sampled_codec
 from distillcache.chunked_loss import TeacherLogits, Terms
 from distillcache.config import load_config
 from distillcache.learn.architecture import Architecture
@@ -33,9 +32,9 @@ from distillcache.losses import TeacherRows
 from distillcache.teach.keep import top_k
 from distillcache.teach.sample import Sampler, sample
 from distillcache_shards.codecs import Codec
-from distillcache_shards.codecs.compact_sampled import CompactSampled
 from distillcache_shards.codecs.compact_topk import CompactTopk
 from distillcache_shards.codecs.grid import Grid
+from distillcache_shards.codecs.tilt import TiltedGrid
 from distillcache_shards.rows import Rows
 
 __all__ = [
@@ -44,7 +43,6 @@ __all__ = [
     "MIXED",
     "ONLINE",
     "PARTS",
-    "TRIED",
     "WAYS",
     "Kind",
     "Said",
@@ -59,22 +57,19 @@ __all__ = [
 T = 512
 PARTS = ("held_out_code", "held_out_prose", "calibration", "train")
 BLOCK_BYTES = 28  # of a shard, for each block of a sequence: where it lies, its sizes and its checksum
-PLANNED_ROWS = 1_000_000
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One way to keep what a teacher said: `topk` of K ids, sampled, or sampled with a tilt (no codec)."""
+    """One way to keep what a teacher said: `topk` of K ids, or sampled, maybe with a tilt of this power."""
 
     k: int | None = None
     sampler: Sampler | None = None
-    tilt: Tilt | None = None
+    tilt: float = 0.0
 
     def rows(self, said: "Said", sequences: Sequence[int], seed: int) -> Rows:
         """All of these sequences; chance depends on the seed and their places in the plan."""
         logits_NV, places_N = said.logits(sequences), said.places(sequences)
-        if self.tilt is not None:
-            return self.tilt.rows(logits_NV, said.frequency_V, places_N // T, places_N % T, seed)
         valid_V = torch.ones(logits_NV.shape[1], dtype=torch.bool)
         if self.k is not None:
             top = top_k(logits_NV, self.k, valid_V)
@@ -82,8 +77,14 @@ class Kind:
                 top.ids_NK.numpy(), top.logprobs_NK.numpy(), top.tail_mass_N.numpy(), top.entropy_N.numpy()
             )
         assert self.sampler is not None
-        sampler = Sampler(self.sampler.grid, seed, 1.0, self.sampler.multinomial)
+        sampler = dataclasses.replace(self.sampler, seed=seed, tilted=self.tilted(said))
         return sample(logits_NV, valid_V, sampler, places_N // T, places_N % T)
+
+    def tilted(self, said: "Said") -> TiltedGrid | None:
+        """What units and draws weigh, by the ids of the training text; None without a tilt."""
+        if self.sampler is None or not self.tilt:
+            return None
+        return TiltedGrid.of_counts(self.sampler.grid, said.counts_V, self.tilt)
 
 
 KINDS = {
@@ -95,8 +96,10 @@ KINDS = {
     "sampled 1/25": Kind(sampler=Sampler(Grid.of(1 / 25))),
     "sampled 1/50": Kind(sampler=Sampler(Grid.of(1 / 50))),
     "sampled 1/85": Kind(sampler=Sampler(Grid.of(1 / 85))),
-    "tilted 1/11": Kind(tilt=Tilt(1 / 11, 0.25)),
-    "tilted 1/31": Kind(tilt=Tilt(1 / 31, 0.25)),
+    "tilted 1/12": Kind(sampler=Sampler(Grid.of(1 / 12)), tilt=3 / 16),
+    "tilted 1/32": Kind(sampler=Sampler(Grid.of(1 / 32)), tilt=3 / 16),
+    "tilted 1/11 by 1/4": Kind(sampler=Sampler(Grid.of(1 / 11)), tilt=1 / 4),
+    "tilted 1/30 by 1/4": Kind(sampler=Sampler(Grid.of(1 / 30)), tilt=1 / 4),
 }
 
 
@@ -139,8 +142,6 @@ WAYS = {
     "top-64 renormalised": Way("top-64", "renormalised"),
     **{name: Way(name) for name, kind in KINDS.items() if kind.sampler is not None},
 }
-# Trials: rows that no codec takes.
-TRIED = {name: Way(name) for name, kind in KINDS.items() if kind.tilt is not None}
 # The weight of the hard loss, and the temperature.
 MIXED = {
     "sampled 1/50, alpha 0.1": Way("sampled 1/50", alpha=0.1),
@@ -180,14 +181,10 @@ class Said:
         return torch.from_numpy(self._hidden[sequence].astype(np.float32)) @ self._head_VD.T
 
     @functools.cached_property
-    def frequency_V(self) -> Tensor:
-        """Of ids, as the teacher expects them in the calibration part, [V] in fp64."""
-        file = self._folder / "frequency.npy"
-        if not file.is_file():
-            said = Said(self._folder, "calibration")
-            of_each = [said.logits([each]).softmax(1).double().mean(0) for each in range(said.num_sequences)]
-            np.save(file, torch.stack(of_each).mean(0).numpy())
-        return torch.from_numpy(np.load(file))
+    def counts_V(self) -> np.ndarray:
+        """How often each id is a target in the part to learn from, whatever part this is."""
+        targets = np.load(self._folder / "train-tokens.npy", mmap_mode="r")[:, 1:]
+        return np.bincount(targets.ravel(), minlength=self.vocab_size)
 
     def ids(self, sequences: Sequence[int]) -> Tensor:
         """[B, T] token ids."""
@@ -239,7 +236,7 @@ def kept(folder: Path, said: Said, name: str, sequences: Sequence[int], seed: in
             file.parent.mkdir(parents=True, exist_ok=True)
             rows = KINDS[name].rows(said, [sequence], seed)
             partial = file.with_suffix(f".{os.getpid()}.npz")
-            np.savez(partial, **dataclasses.asdict(rows))
+            np.savez(partial, **{name: each for name, each in vars(rows).items() if each is not None})
             partial.replace(file)
         with np.load(file) as arrays:
             parts.append(Rows(**{key: arrays[key] for key in arrays.files} | {"kind": str(arrays["kind"])}))
@@ -301,8 +298,10 @@ def new_student(name: str, vocab_size: int, seed: int = 0) -> PreTrainedModel:
 
 def as_tensors(rows: Rows) -> TeacherRows:
     """The rows as a loss takes them."""
-    names = ("head_offsets", "head_ids", "head_logprobs", "tail_mass", "draw_offsets", "draw_ids", "entropy")
-    return TeacherRows(rows.kind, **{name: torch.from_numpy(getattr(rows, name)) for name in names})
+    arrays = {
+        name: torch.from_numpy(array) for name, array in vars(rows).items() if isinstance(array, np.ndarray)
+    }
+    return TeacherRows(rows.kind, **arrays)
 
 
 def calibrated(kind: Kind, said: Said) -> Codec:
@@ -310,7 +309,8 @@ def calibrated(kind: Kind, said: Said) -> Codec:
     parts = [Kind(k=kind.k or 64).rows(said, [each], 0) for each in range(said.num_sequences)]
     rows = Rows.concatenate(parts)
     if kind.sampler is not None:
-        return CompactSampled.trained(rows, said.vocab_size, kind.sampler.grid, planned_rows=PLANNED_ROWS)
+        sampler = dataclasses.replace(kind.sampler, tilted=kind.tilted(said))
+        return sampled_codec(sampler, rows, said.vocab_size)
     return CompactTopk.trained(rows, said.vocab_size, planned_rows=PLANNED_ROWS, max_kl_nats=1e-4)
 
 

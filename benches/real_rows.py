@@ -14,27 +14,31 @@ import numpy as np
 import torch
 
 from distillcache.teach.keep import top_k
+from distillcache.teach.rows_config import TILT
 from distillcache.teach.sample import Sampler, sample
 from distillcache.teach.teacher import Teacher, load_teacher
+from distillcache_shards.codecs.compact_sampled import CompactSampled
+from distillcache_shards.codecs.compact_tilted import CompactTilted
 from distillcache_shards.codecs.grid import Grid
+from distillcache_shards.codecs.tilt import TiltedGrid
 from distillcache_shards.rows import Rows
 
 __all__ = [
-    "SAMPLERS",
+    "PLANNED_ROWS",
     "K",
     "made_logits",
     "real_logits",
     "real_sequences",
     "real_teacher",
+    "sampled_codec",
     "sampled_rows",
+    "samplers",
     "topk_rows",
 ]
 
 K = 64
 SEQUENCE_TOKENS = 512
-SAMPLERS = {f"sampled_{parts}": Sampler(Grid.of(1 / parts)) for parts in (16, 25, 50)} | {
-    "rs_kd_50": Sampler(Grid(50, 1), multinomial=True)
-}
+PLANNED_ROWS = 1_000_000
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -51,6 +55,23 @@ def sampled_rows(logits_NV: torch.Tensor, sampler: Sampler, sequence: int) -> Ro
     valid_V = torch.ones(logits_NV.shape[1], dtype=torch.bool)
     sequences_N, positions_N = np.full(len(logits_NV), sequence), np.arange(len(logits_NV))
     return sample(logits_NV, valid_V, sampler, sequences_N, positions_N)
+
+
+def samplers(training: Rows, vocab_size: int) -> dict[str, Sampler]:
+    """Those that are compared, by name; a tilt is by how often the teacher expects each id in these rows."""
+    found = {f"sampled_{parts}": Sampler(Grid.of(1 / parts)) for parts in (16, 25, 50)}
+    counts_V = np.bincount(training.head_ids, np.exp(training.head_logprobs), vocab_size)
+    for parts in (12, 32):
+        grid = Grid.of(1 / parts)
+        found[f"tilted_{parts}"] = Sampler(grid, tilted=TiltedGrid.of_counts(grid, counts_V, TILT))
+    return found | {"rs_kd_50": Sampler(Grid(50, 1), multinomial=True)}
+
+
+def sampled_codec(sampler: Sampler, training: Rows, vocab_size: int) -> CompactSampled | CompactTilted:
+    """The compact codec of what it samples, from `topk` rows of the same teacher and text."""
+    if sampler.tilted is not None:
+        return CompactTilted.trained(training, vocab_size, sampler.tilted, planned_rows=PLANNED_ROWS)
+    return CompactSampled.trained(training, vocab_size, sampler.grid, planned_rows=PLANNED_ROWS)
 
 
 def made_logits(vocab_size: int, num_sequences: int, seed: int) -> Iterator[torch.Tensor]:
