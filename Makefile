@@ -13,6 +13,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -q install
 OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 DO_NOT_TRACK=1
 # One thread: with more, tests on a busy machine spend their time waiting for each other.
 ONE_THREAD := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+# The quick tests in as many processes as there are cores; `make test ARGS="-n 0"` runs them in one.
+IN_PARALLEL := -n auto --maxprocesses 8
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-all lint fix bench clean
@@ -26,7 +28,7 @@ demo: .venv/installed  ## the whole path on a real teacher and real text, on thi
 
 test: lint  ## lint, types, import rules and the quick tests
 	@echo "test: pytest, without those marked slow"
-	@$(OFFLINE) $(ONE_THREAD) $(BIN)/python -m pytest -q -m "not slow" $(ARGS)
+	@$(OFFLINE) $(ONE_THREAD) $(BIN)/python -m pytest -q -m "not slow" $(IN_PARALLEL) $(ARGS)
 
 test-all: lint  ## the same with the slow tests, which use the real teacher
 	@echo "test-all: pytest, all of it"

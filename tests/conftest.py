@@ -1,6 +1,7 @@
 """What every test stands on: one thread, no network, and the same random examples in every run."""
 
 import os
+import signal
 
 # Before anything imports torch or a hub client.
 # With more than one thread, tests on a busy machine wait for each other.
@@ -9,6 +10,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # Wide enough that no table of ours wraps, whatever terminal runs the tests.
 os.environ["COLUMNS"] = "120"
+
+# As from a terminal: what runs in the background is born deaf to Ctrl-C, and so would be what it starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from hypothesis import settings
 

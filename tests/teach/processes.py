@@ -45,8 +45,6 @@ class Command:
                     [sys.executable, "-m", "distillcache_cli", *arguments],
                     stdout=out,
                     stderr=err,
-                    # As from a terminal: what runs in the background is born deaf to Ctrl-C.
-                    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
                 )
             self.pid = self._cold.pid
         else:
