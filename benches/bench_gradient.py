@@ -15,7 +15,7 @@ import argparse
 import json
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,8 @@ def main() -> None:
     parser.add_argument("--early", type=int, default=300, help="steps of cross-entropy of the early student")
     parser.add_argument("--late", default="2000", help="of the late one; or a student of bench_students, .pt")
     parser.add_argument("--seed", type=int, default=1, help="of draws")
+    others = [way for way in WAYS if way != ONLINE]
+    parser.add_argument("--ways", nargs="*", default=others, choices=others, metavar="WAY", help="some only")
     args = parser.parse_args()
     if not args.quick and args.folder is None:
         parser.error("--folder: name one to work in")
@@ -73,7 +75,7 @@ def run(args: argparse.Namespace) -> dict[str, float]:
         scale_P = _adam_scale(learner, train, args.seed)
         for domain in DOMAINS:
             said = Said(args.folder, f"held_out_{domain}")
-            found = _compared(learner, said, scale_P, args.seed)
+            found = _compared(learner, said, scale_P, args.ways, args.seed)
             figures |= {f"{age} {domain} {name}": value for name, value in found.items()}
     assert all(math.isfinite(each) for each in figures.values())
     return figures
@@ -92,8 +94,9 @@ def _adam_scale(learner: Learner, train: Said, seed: int) -> Tensor:
     return torch.where(root_P > 0, 1 / root_P, 0.0)
 
 
-def _compared(learner: Learner, said: Said, scale_P: Tensor, seed: int) -> dict[str, float]:
-    ways = [way for way in WAYS if way != ONLINE]
+def _compared(
+    learner: Learner, said: Said, scale_P: Tensor, ways: Sequence[str], seed: int
+) -> dict[str, float]:
     figures: dict[str, float] = {}
     small: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
     whole_P: dict[str, Tensor] = {}

@@ -30,6 +30,7 @@ from distillcache.config import load_config
 from distillcache.learn.architecture import Architecture
 from distillcache.losses import TeacherRows
 from distillcache.teach.keep import top_k
+from distillcache.teach.rows_config import TILT
 from distillcache.teach.sample import Sampler, sample
 from distillcache_shards.codecs import Codec
 from distillcache_shards.codecs.compact_topk import CompactTopk
@@ -96,10 +97,9 @@ KINDS = {
     "sampled 1/25": Kind(sampler=Sampler(Grid.of(1 / 25))),
     "sampled 1/50": Kind(sampler=Sampler(Grid.of(1 / 50))),
     "sampled 1/85": Kind(sampler=Sampler(Grid.of(1 / 85))),
-    "tilted 1/12": Kind(sampler=Sampler(Grid.of(1 / 12)), tilt=3 / 16),
-    "tilted 1/32": Kind(sampler=Sampler(Grid.of(1 / 32)), tilt=3 / 16),
-    "tilted 1/11 by 1/4": Kind(sampler=Sampler(Grid.of(1 / 11)), tilt=1 / 4),
-    "tilted 1/30 by 1/4": Kind(sampler=Sampler(Grid.of(1 / 30)), tilt=1 / 4),
+    "tilted 1/12": Kind(sampler=Sampler(Grid.of(1 / 12)), tilt=TILT),
+    "tilted 1/32": Kind(sampler=Sampler(Grid.of(1 / 32)), tilt=TILT),
+    "tilted 1/48": Kind(sampler=Sampler(Grid.of(1 / 48)), tilt=TILT),
 }
 
 

@@ -51,15 +51,16 @@ class RowsConfig(ApiConfig):
     tau: float | None = setting(
         None,
         help="Of sampled: ids from this probability on are kept, one draw stands for at most as much of the "
-        "others (of rare ones less, of frequent ones more, by --tilt); a number or a fraction, 1/32 unless "
-        "given, 1/50 without a tilt.",
+        "others, both by --tilt lower for rare ids and higher for frequent ones; a number or a fraction, "
+        "1/32 unless given, 1/50 without a tilt.",
         above=0,
         maximum=1,
     )
     tilt: float | None = setting(
         None,
-        help="Of sampled and compact: how much more often rare ids are drawn, and then weigh less: by their "
-        "frequency to minus this power; 3/16 unless given, 0 for none.",
+        help="Of sampled, in codec compact: by how much rare ids are favoured: kept and drawn in proportion to "
+        "their probability over this power of their frequency, they weigh as much less; a number or a "
+        "fraction, 3/16 unless given, 0 for none.",
         minimum=0,
         maximum=1,
     )
