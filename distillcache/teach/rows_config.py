@@ -58,8 +58,8 @@ class RowsConfig(ApiConfig):
     )
     tilt: float | None = setting(
         None,
-        help="Of sampled, in codec compact: by how much rare ids are favoured: kept and drawn in proportion to "
-        "their probability over this power of their frequency, they weigh as much less; a number or a "
+        help="Of sampled, in codec compact: by how much rare ids are favoured: kept and drawn in proportion "
+        "to their probability over this power of their frequency, they weigh as much less; a number or a "
         "fraction, 3/16 unless given, 0 for none.",
         minimum=0,
         maximum=1,
