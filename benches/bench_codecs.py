@@ -34,6 +34,7 @@ from benches.real_rows import (
     sampled_rows,
     samplers,
     topk_rows,
+    training_rows,
 )
 from distillcache.teach.fidelity import codec_kl
 from distillcache_shards.codecs import Codec, codec_of
@@ -58,14 +59,15 @@ def main() -> None:
         sources = [made_logits(6_000, 3, seed) for seed in (1, 2)]
     else:
         sources = [real_logits(args.sequences, part, args.prose) for part in (0, 1)]
-    training = Rows.concatenate([topk_rows(logits_NV) for logits_NV in sources[0]])
-    parts: dict[str, list[Rows]] = {}
+    training, vocab_size = training_rows(sources[0])
+    compared = samplers(training, vocab_size)
+    parts: dict[str, list[Rows]] = {TOPK: [], **{name: [] for name in compared}}
     for sequence, logits_NV in enumerate(sources[1]):
-        parts.setdefault(TOPK, []).append(topk_rows(logits_NV))
-        for name, sampler in samplers(training, logits_NV.shape[1]).items():
-            parts.setdefault(name, []).append(sampled_rows(logits_NV, sampler, sequence))
+        parts[TOPK].append(topk_rows(logits_NV))
+        for name, sampler in compared.items():
+            parts[name].append(sampled_rows(logits_NV, sampler, sequence))
     measured = {name: Rows.concatenate(rows) for name, rows in parts.items()}
-    figures = measure(training, measured, logits_NV.shape[1])
+    figures = measure(training, measured, vocab_size)
     figures |= unbiased(training, logits_NV[: 64 if args.quick else None])
     if args.json:
         print(json.dumps(figures))

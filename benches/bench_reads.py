@@ -25,7 +25,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benches.real_rows import made_logits, real_logits, sampled_codec, sampled_rows, samplers, topk_rows
+from benches.real_rows import (
+    made_logits,
+    real_logits,
+    sampled_codec,
+    sampled_rows,
+    samplers,
+    topk_rows,
+    training_rows,
+)
 from distillcache_shards.cache import Batch, Cache
 from distillcache_shards.codecs import Codec, EncodedBlock
 from distillcache_shards.codecs.compact_sampled import CompactSampled
@@ -208,16 +216,12 @@ def main() -> None:
         sources = [made_logits(6_000, 5, seed) for seed in (1, 2)]
     else:
         sources = [real_logits(args.sequences, part, args.prose) for part in (0, 1)]
-    training = Rows.concatenate([topk_rows(logits_NV) for logits_NV in sources[0]])
+    training, vocab_size = training_rows(sources[0])
     parts: dict[str, list[Rows]] = {TOPK: [], SAMPLED: []}
-    sampler = None
+    sampler = samplers(training, vocab_size)["tilted_32"]
     for sequence, logits_NV in enumerate(sources[1]):
-        if sampler is None:
-            sampler = samplers(training, logits_NV.shape[1])["tilted_32"]
         parts[TOPK].append(topk_rows(logits_NV))
         parts[SAMPLED].append(sampled_rows(logits_NV, sampler, sequence))
-    assert sampler is not None
-    vocab_size = logits_NV.shape[1]
     codecs: dict[str, Codec] = {
         TOPK: CompactTopk.trained(training, vocab_size, planned_rows=1_000_000, max_kl_nats=1.2e-4),
         SAMPLED: sampled_codec(sampler, training, vocab_size),

@@ -28,6 +28,7 @@ from benches.real_rows import PLANNED_ROWS, real_teacher, sampled_codec
 from distillcache.chunked_loss import TeacherLogits, Terms
 from distillcache.config import load_config
 from distillcache.learn.architecture import Architecture
+from distillcache.learn.data import row_tensors
 from distillcache.losses import TeacherRows
 from distillcache.teach.keep import top_k
 from distillcache.teach.rows_config import TILT
@@ -298,10 +299,7 @@ def new_student(name: str, vocab_size: int, seed: int = 0) -> PreTrainedModel:
 
 def as_tensors(rows: Rows) -> TeacherRows:
     """The rows as a loss takes them."""
-    arrays = {
-        name: torch.from_numpy(array) for name, array in vars(rows).items() if isinstance(array, np.ndarray)
-    }
-    return TeacherRows(rows.kind, **arrays)
+    return TeacherRows(rows.kind, **row_tensors(rows))
 
 
 def calibrated(kind: Kind, said: Said) -> Codec:

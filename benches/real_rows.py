@@ -6,7 +6,7 @@ No document is in both parts.
 """
 
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -34,6 +34,7 @@ __all__ = [
     "sampled_rows",
     "samplers",
     "topk_rows",
+    "training_rows",
 ]
 
 K = 64
@@ -55,6 +56,15 @@ def sampled_rows(logits_NV: torch.Tensor, sampler: Sampler, sequence: int) -> Ro
     valid_V = torch.ones(logits_NV.shape[1], dtype=torch.bool)
     sequences_N, positions_N = np.full(len(logits_NV), sequence), np.arange(len(logits_NV))
     return sample(logits_NV, valid_V, sampler, sequences_N, positions_N)
+
+
+def training_rows(logits: Iterable[torch.Tensor]) -> tuple[Rows, int]:
+    """`topk` rows of what codecs are made from, and the size of the vocabulary."""
+    parts, vocab_size = [], 0
+    for logits_NV in logits:
+        parts.append(topk_rows(logits_NV))
+        vocab_size = logits_NV.shape[1]
+    return Rows.concatenate(parts), vocab_size
 
 
 def samplers(training: Rows, vocab_size: int) -> dict[str, Sampler]:

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from distillcache.errors import ConfigError
 from distillcache.packing import packed_positions
 from distillcache_shards.cache import Batch, Cache
+from distillcache_shards.rows import Rows
 
 __all__ = [
     "IGNORED",
@@ -32,6 +33,7 @@ __all__ = [
     "batches_in_order",
     "collate",
     "loader",
+    "row_tensors",
     "sampled_at",
     "split",
 ]
@@ -145,9 +147,14 @@ def collate(batch: Batch, *, packed: bool = False) -> dict[str, Any]:
     tensors = _packed(batch) if packed else _padded(batch)
     if len(batch.rows):
         assert len(batch.rows) == batch.supervised.sum()
-        arrays = {name: array for name, array in vars(batch.rows).items() if isinstance(array, np.ndarray)}
-        tensors["rows"] = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+        tensors["rows"] = row_tensors(batch.rows)
     return tensors
+
+
+def row_tensors(rows: Rows) -> dict[str, torch.Tensor]:
+    """The arrays of rows, copied, by the names of `TeacherRows`; those that there are."""
+    arrays = {name: array for name, array in vars(rows).items() if isinstance(array, np.ndarray)}
+    return {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
 
 
 def _packed(batch: Batch) -> dict[str, Any]:

@@ -75,8 +75,7 @@ def _rows_section(config: TeachConfig) -> dict[str, Any]:
     return {
         "kind": SAMPLED,
         "method": "multinomial" if config.kept == MULTINOMIAL else "threshold",
-        "units": grid.units,
-        "draw_units": grid.draw_units,
+        **grid.params,
         **tilt,
         "seed": config.seed or 0,
         "temperature": 1.0 if config.row_temperature is None else config.row_temperature,

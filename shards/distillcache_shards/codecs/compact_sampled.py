@@ -46,10 +46,10 @@ class CompactSampled:
     @classmethod
     def of(cls, kind: str, vocab_size: int, tables: Tables, params: Mapping[str, Any]) -> "CompactSampled":
         """The codec of a cache. Raises CorruptError for tables, ValueError for parameters that are none."""
-        units, draw_units = params["units"], params["draw_units"]
-        if kind != SAMPLED or type(units) is not int or type(draw_units) is not int:
-            raise ValueError(f"rows of kind {kind}, units {units} and {draw_units}")
-        return cls(vocab_size, Orders.of(tables, vocab_size), Grid(units, draw_units))
+        if kind != SAMPLED:
+            raise ValueError(f"rows of kind {kind}")
+        grid = Grid.of_params(params)
+        return cls(vocab_size, Orders.of(tables, vocab_size), grid)
 
     @classmethod
     def trained(cls, rows: Rows, vocab_size: int, grid: Grid, *, planned_rows: int) -> "CompactSampled":
@@ -67,7 +67,7 @@ class CompactSampled:
     @property
     def params(self) -> dict[str, Any]:
         """`units` and `draw_units` of the grid."""
-        return {"units": self.grid.units, "draw_units": self.grid.draw_units}
+        return self.grid.params
 
     @property
     def tables(self) -> Tables:

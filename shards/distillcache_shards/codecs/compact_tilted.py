@@ -46,10 +46,9 @@ class CompactTilted:
     @classmethod
     def of(cls, kind: str, vocab_size: int, tables: Tables, params: Mapping[str, Any]) -> "CompactTilted":
         """The codec of a cache. Raises CorruptError for tables, ValueError for parameters that are none."""
-        units, draw_units = params["units"], params["draw_units"]
-        if kind != SAMPLED or type(units) is not int or type(draw_units) is not int:
-            raise ValueError(f"rows of kind {kind}, units {units} and {draw_units}")
-        grid = Grid(units, draw_units)
+        if kind != SAMPLED:
+            raise ValueError(f"rows of kind {kind}")
+        grid = Grid.of_params(params)
         tilted = TiltedGrid(grid, Tilt.of(tables.get("tilt"), vocab_size, least=grid.tau))
         return cls(vocab_size, Orders.of(tables, vocab_size), tilted)
 
@@ -68,7 +67,7 @@ class CompactTilted:
     @property
     def params(self) -> dict[str, Any]:
         """`units` and `draw_units` of the grid."""
-        return {"units": self.tilted.grid.units, "draw_units": self.tilted.grid.draw_units}
+        return self.tilted.grid.params
 
     @property
     def tables(self) -> Tables:

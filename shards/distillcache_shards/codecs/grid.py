@@ -6,6 +6,7 @@ Knows nothing of logits or bytes.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,19 @@ class Grid:
         A head value is rounded up or down by less than tau / `draw_units`.
         """
         return cls(max(draw_units, round(draw_units / tau)), draw_units)
+
+    @classmethod
+    def of_params(cls, params: Mapping[str, Any]) -> "Grid":
+        """The grid of a codec's parameters. Raises KeyError or ValueError if they are none."""
+        units, draw_units = params["units"], params["draw_units"]
+        if type(units) is not int or type(draw_units) is not int:
+            raise ValueError(f"units {units} and {draw_units}")
+        return cls(units, draw_units)
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """What `of_params` needs."""
+        return {"units": self.units, "draw_units": self.draw_units}
 
     @property
     def tau(self) -> float:
